@@ -1,0 +1,206 @@
+"""The one config model: every key of a RUN.yaml, with its help sentence beside it.
+
+The page, the docs, `--help` and the JSON schema derive from the descriptions here.
+Reading YAML, overrides and error messages live in `config/load.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SCHEMA_VERSION = 1
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class ModelConfig(Section):
+    """Which model to start from; a plain string in YAML means `{name: …}`."""
+
+    name: str = Field(
+        description="Hub id, local folder, GGUF file, or a built-in name (see `tunewright ls models`)."
+    )
+    source: Literal["auto", "huggingface", "local"] = Field(
+        "auto", description="Where to look for the name; auto tries built-in, then local, then Hugging Face."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; recorded in the run.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Type of the frozen weights and of the arithmetic; auto is bfloat16 where the machine is fast at it.",
+    )
+
+
+class ColumnsConfig(Section):
+    """Names of the columns that hold each part of an example; unset ones are guessed and shown."""
+
+    prompt: str | None = Field(None, description="Column with the question or instruction.")
+    query: str | None = Field(None, description="Column with further input, added below the prompt.")
+    response: str | None = Field(None, description="Column with the answer.")
+    system: str | None = Field(None, description="Column with the system prompt of the row.")
+    history: str | None = Field(None, description="Column with earlier turns as [[question, answer], …].")
+    messages: str | None = Field(None, description="Column with the turns of a multi-turn dialog.")
+    text: str | None = Field(None, description="Column with raw text, for pre-training.")
+
+
+class SourceConfig(Section):
+    """One data file; a plain string in YAML means `{path: …}`."""
+
+    path: str = Field(description="JSON, JSONL, Excel or text file.")
+    format: Literal["auto", "alpaca", "conversation", "text"] = Field(
+        "auto", description="Form of the rows; auto looks at them and shows what it found."
+    )
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Column names, where the guess is wrong.")
+    sheet: str | None = Field(None, description="Excel sheet to read; the first one unless named.")
+    encoding: str | None = Field(None, description="Text encoding such as gb18030; UTF-8 unless declared.")
+    max_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Read at most this many rows.")
+
+
+class DataConfig(Section):
+    """What to learn from."""
+
+    train: list[SourceConfig] = Field(min_length=1, description="A path, a list of paths, or mappings.")
+    validation: float | int | SourceConfig | None = Field(
+        0.02, description="Held-out examples: a share below 1, a count, a file of their own, or null for none."
+    )
+    system: str | None = Field(
+        None, description="System prompt where a row has none; also used by chat, evaluation and export afterwards."
+    )
+    template: str = Field(
+        "auto", description="auto is the tokenizer's own chat template; otherwise the path of a Jinja file."
+    )
+    max_length: int = Field(1024, ge=2, description="Longest sequence in tokens; longer examples are left out and counted.")
+    drop_bad_rows: bool = Field(
+        False, description="Go on although more than a tenth of the rows must be left out."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        """`data: {path: …, columns: …}` means one training source."""
+        if isinstance(value, dict) and "path" in value and "train" not in value:
+            keys = [key for key in SourceConfig.model_fields if key in value]
+            value = {**{k: v for k, v in value.items() if k not in keys}, "train": {k: value[k] for k in keys}}
+        return value
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train_list(cls, value: Any) -> Any:
+        items = value if isinstance(value, list) else [value]
+        return [{"path": item} if isinstance(item, str) else item for item in items]
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _validation_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _validation_size(cls, value: Any) -> Any:
+        if isinstance(value, float) and not 0 <= value < 1 and not value.is_integer():
+            raise ValueError("a share must lie between 0 and 1, a count must be a whole number")
+        if isinstance(value, (int, float)) and value < 0:
+            raise ValueError("must not be negative")
+        return value
+
+
+class MethodConfig(Section):
+    """What is minimised and what is trained."""
+
+    stage: Literal["pt", "sft"] = Field("sft", description="pt continues pre-training on raw text, sft learns answers.")
+    tuning: Literal["full", "lora"] = Field("lora", description="full trains every weight, lora small adapters beside frozen ones.")
+
+
+class LoraConfig(Section):
+    """Adapters (LoRA, arXiv 2106.09685); used when method.tuning is lora."""
+
+    rank: int = Field(8, ge=1, description="Rank of the adapters: how much they can hold.")
+    alpha: float = Field(16, gt=0, description="Adapters are scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs dropped while training.")
+    target: str | list[str] = Field("all-linear", description="all-linear, or names of the linear layers to adapt.")
+
+
+class TrainConfig(Section):
+    """How training runs."""
+
+    batch_size: int = Field(16, ge=1, description="Examples per optimizer step, over all devices.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after this many steps, whatever epochs says.")
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate; null takes 2e-4 for lora and 2e-5 for full."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after warm-up.")
+    warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps over which the rate rises from zero.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    seed: int = Field(42, ge=0, description="Decides order, split, adapters and samples.")
+    save_steps: int = Field(100, ge=1, description="Write a checkpoint every so many steps.")
+    keep_checkpoints: int = Field(3, ge=1, description="How many checkpoints to keep; the newest survive.")
+    evaluate_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Validation loss and samples every so many steps; null follows save_steps."
+    )
+    forest_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Distinct tokens computed at once; null lets the memory plan choose. Never changes the result."
+    )
+
+
+class SamplesConfig(Section):
+    """Answers printed before, during and after training."""
+
+    prompts: list[str] | None = Field(None, description="Fixed questions; null takes three from the data.")
+    max_new_tokens: int = Field(96, ge=1, description="Length limit of a sample answer.")
+
+
+class EvaluateConfig(Section):
+    """The report at the end."""
+
+    at_end: bool = Field(True, description="Compare base and tuned when training is done.")
+    prompts: int = Field(32, ge=1, description="How many held-out questions are answered for stop and loop rate.")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Answer limit there; null takes four times the 99th percentile of reference lengths."
+    )
+
+
+class ChatConfig(Section):
+    """How chat samples; kept with the run and used after export."""
+
+    temperature: float = Field(0.7, ge=0, description="0 always takes the likeliest token.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Sample among the likeliest tokens of this total probability.")
+    max_new_tokens: int = Field(512, ge=1, description="Longest answer in tokens.")
+
+
+class RunConfig(Section):
+    """Everything about one training."""
+
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this file's form.")
+    model: ModelConfig = Field(description="The model to start from.")
+    data: DataConfig = Field(description="What to learn from.")
+    method: MethodConfig = Field(default_factory=MethodConfig, description="What is minimised and what is trained.")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="Adapter settings.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="How training runs.")
+    samples: SamplesConfig = Field(default_factory=SamplesConfig, description="Answers shown along the way.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="The report at the end.")
+    chat: ChatConfig = Field(default_factory=ChatConfig, description="Sampling in chat.")
+    output: str | None = Field(None, description="Run folder; null makes one under runs/ named after the data.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_path(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, list)) else value
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate, resolved from the tuning where the config leaves it open."""
+        if self.train.learning_rate is not None:
+            return self.train.learning_rate
+        return 2e-4 if self.method.tuning == "lora" else 2e-5
+
+    @property
+    def evaluate_steps(self) -> int:
+        """Steps between validation passes."""
+        return self.train.evaluate_steps or self.train.save_steps

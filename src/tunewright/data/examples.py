@@ -1,0 +1,99 @@
+"""Plain data that flows from files to the forest: Place, Message, Dialog, Text, Encoded, EncodedSet."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row came from; `line` is the 1-based line of a text file or row of a sheet."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn; `train` says whether an assistant turn carries loss."""
+
+    role: Role
+    content: str
+    train: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Dialog:
+    """A supervised example: optional system message, then user and assistant in turn, assistant last."""
+
+    messages: tuple[Message, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A pre-training example."""
+
+    text: str
+    place: Place
+
+
+Example = Dialog | Text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One sequence. `input_ids` int32 [n]; `weights` float32 [n], the loss weight of predicting token i (0 = masked)."""
+
+    input_ids: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(slots=True)
+class EncodedSet:
+    """Many sequences in flat arrays, so that a later memory-mapped store needs no other interface.
+
+    `input_ids` int32 [total], `weights` float32 [total], `offsets` int64 [len + 1], `places` one per sequence.
+    """
+
+    input_ids: np.ndarray
+    weights: np.ndarray
+    offsets: np.ndarray
+    places: Sequence[Place] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, items: Iterable[Encoded], places: Sequence[Place]) -> "EncodedSet":
+        items = list(items)
+        lengths = [len(item) for item in items]
+        return cls(
+            input_ids=np.concatenate([i.input_ids for i in items]) if items else np.zeros(0, np.int32),
+            weights=np.concatenate([i.weights for i in items]) if items else np.zeros(0, np.float32),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            places=places,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Encoded:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return Encoded(self.input_ids[start:end], self.weights[start:end])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per sequence, int64 [len]."""
+        return np.diff(self.offsets)
+
+    @property
+    def supervised_tokens(self) -> int:
+        return int(np.count_nonzero(self.weights))
