@@ -1,0 +1,240 @@
+"""Turn pydantic's errors about a config into sentences: place, dotted key, what is wrong, what to write instead."""
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tunewright.config.schema import RunConfig
+
+Key = tuple[str | int, ...]
+
+# What people write who come from other tools.
+SYNONYMS = {
+    "lr": "train.learning_rate",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.batch_size",
+    "warmup_ratio": "train.warmup",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target": "lora.target",
+    "target_modules": "lora.target",
+    "finetuning_type": "method.tuning",
+    "model_name_or_path": "model.name",
+    "dataset": "data.train",
+    "cutoff_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "val_size": "data.validation",
+    "output_dir": "output",
+}
+
+
+def dotted(key: Key) -> str:
+    return ".".join(str(part) for part in key)
+
+
+def explain(error: ValidationError, origins: dict[Key, str], source: str) -> list[str]:
+    """One sentence for each mistake; `source` is named where no line is known."""
+    sentences: dict[Key, str] = {}
+    for details in error.errors():
+        union = _union_key(details["loc"])
+        if union is not None and not _is_chosen_branch(details["loc"], union, error):
+            details["loc"] = union
+            details["type"] = "union"
+            details["input"] = _input_of_union(union, error)
+        key = _shown_key(details["loc"], origins)
+        sentences.setdefault(key, f"{_place(key, origins, source)}: {dotted(key)}: {_sentence(details)}")
+    return list(sentences.values())
+
+
+def misplaced_booleans(leaves: Iterable[tuple[Key, Any]], origins: dict[Key, str]) -> list[str]:
+    """Sentences about true or false where a number belongs: pydantic would read them as 1 and 0."""
+    wrong = [key for key, value in leaves if isinstance(value, bool) and bool not in _types(_annotation(key)[0])]
+    numbers = [key for key in wrong if {int, float} & _types(_annotation(key)[0])]
+    return [f"{_place(key, origins, '')}: {dotted(key)}: must be a number, not true or false" for key in numbers]
+
+
+def nearest_origin(key: Key, origins: dict[Key, str]) -> Key | None:
+    """The longest known path whose parts all stand in `key` in order: short forms have fewer parts than the schema."""
+    return max((known for known in origins if _is_within(known, key)), key=len, default=None)
+
+
+def _is_within(known: Key, key: Key) -> bool:
+    parts = iter(key)
+    return all(part in parts for part in known)
+
+
+def _place(key: Key, origins: dict[Key, str], source: str) -> str:
+    found = nearest_origin(key, origins)
+    return origins[found] if found else source
+
+
+def _shown_key(loc: Key, origins: dict[Key, str]) -> Key:
+    """The key as the user wrote it, where a short form was used; otherwise as the schema has it."""
+    loc = tuple(part for part in loc if not isinstance(part, str) or part.isidentifier() and not part[0].isupper())
+    found = nearest_origin(loc, origins)
+    return found if found and found[-1] == loc[-1] else loc
+
+
+def _sentence(details: ErrorDetails) -> str:
+    value, context, loc = details["input"], details.get("ctx", {}), details["loc"]
+    shown = f"{value!r}" if isinstance(value, str) else _spell(value)
+    match details["type"]:
+        case "missing":
+            description = _field_description(loc)
+            return f"is missing; {description[0].lower()}{description[1:]}"
+        case "extra_forbidden":
+            return f"unknown key; {_suggest_key(loc)}"
+        case "literal_error":
+            allowed = [str(choice) for choice in _choices(loc)]
+            near = get_close_matches(str(value), allowed, 1)
+            return f"{shown} is not one of {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else "")
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return f"must be a whole number, not {shown}"
+        case "float_parsing" | "float_type":
+            return f"must be a number, not {shown}"
+        case "finite_number":
+            return f"must be a finite number, not {shown}"
+        case "bool_parsing" | "bool_type":
+            return f"must be true or false, not {shown}"
+        case "string_type":
+            return f"must be text, not {shown}" + ("" if isinstance(value, (dict, list)) else "; put it in quotes")
+        case "greater_than":
+            return f"must be greater than {context['gt']:g}, not {shown}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, not {shown}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}, not {shown}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, not {shown}"
+        case "too_short":
+            return "must not be empty"
+        case "list_type":
+            return f"must be a list, not {shown}; write [a, b]"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            model = _model_at(loc)
+            keys = f" with keys out of {', '.join(model.model_fields)}" if model else ""
+            return f"must be a mapping{keys}, not {shown}"
+        case "value_error":
+            return f"{context['error']}, not {shown}"
+        case "union":
+            return f"cannot be {shown}: {_field_description(loc)}"
+        case _:
+            return f"{details['msg']}, not {shown}"
+
+
+def _spell(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else str(value)
+
+
+def _suggest_key(loc: Key) -> str:
+    name = str(loc[-1])
+    model = _model_at(loc[:-1]) or RunConfig
+    here = list(model.model_fields)
+    if name in SYNONYMS:
+        return f"did you mean {SYNONYMS[name]}?"
+    elsewhere = {known.split(".")[-1]: known for known in reversed(list(_all_keys(RunConfig)))}
+    if name in elsewhere:
+        return f"did you mean {elsewhere[name]}?"
+    if near := get_close_matches(name, here, 1):
+        return f"did you mean {near[0]}?"
+    if near := get_close_matches(name, elsewhere, 1, cutoff=0.75):
+        return f"did you mean {elsewhere[near[0]]}?"
+    return f"known keys here are {', '.join(here)}"
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for child in _models_in(field.annotation):
+            yield from _all_keys(child, f"{prefix}{name}.")
+
+
+# Walking the schema along an error's location, whose parts are keys, list indexes and names of union branches.
+
+
+def _model_at(loc: Key) -> type[BaseModel] | None:
+    """The section that lies at a location, None where it holds a plain value."""
+    model: type[BaseModel] | None = RunConfig
+    for part in loc:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), None)
+    return model
+
+
+def _annotation(loc: Key) -> tuple[Any, str]:
+    """Annotation and description of the last field that a location passes."""
+    model: type[BaseModel] | None = RunConfig
+    annotation: Any = RunConfig
+    description = ""
+    for part in loc:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            field = model.model_fields[part]
+            annotation, description = field.annotation, field.description or ""
+            model = next(_models_in(annotation), None)
+    return annotation, description
+
+
+def _field_description(loc: Key) -> str:
+    return _annotation(loc)[1]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _choices(loc: Key) -> Iterator[Any]:
+    for annotation in _types(_annotation(loc)[0]):
+        if get_origin(annotation) is Literal:
+            yield from get_args(annotation)
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that a union or an annotated type stands for."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for inner in get_args(annotation) for kind in _types(inner)}
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    return {annotation}
+
+
+def _union_key(loc: Key) -> Key | None:
+    """The field of several types that a location passes, None where there is none: pydantic tells of each branch."""
+    for end in range(1, len(loc)):
+        part = loc[end]
+        model = _model_at(loc[: end - 1])
+        if model is not None and loc[end - 1] in model.model_fields and isinstance(part, str):
+            below = _model_at(loc[:end])
+            if below is None or part not in below.model_fields:
+                annotation = model.model_fields[str(loc[end - 1])].annotation
+                if get_origin(annotation) in (Union, UnionType):
+                    return loc[:end]
+    return None
+
+
+def _is_chosen_branch(loc: Key, union: Key, error: ValidationError) -> bool:
+    """Whether a branch's errors are worth showing: only those of a section, and only when a mapping was given."""
+    branch = loc[len(union)]
+    model = _model_at(union)
+    return model is not None and branch == model.__name__ and isinstance(_input_of_union(union, error), dict)
+
+
+def _input_of_union(union: Key, error: ValidationError) -> Any:
+    """What the user gave for the whole field, taken from a branch that refused it at once."""
+    whole = [details for details in error.errors() if details["loc"][: len(union)] == union]
+    direct = [details["input"] for details in whole if len(details["loc"]) == len(union) + 1]
+    return direct[0] if direct else {}
