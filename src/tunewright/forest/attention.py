@@ -1,0 +1,89 @@
+"""Attention over a forest, registered with transformers so that one implementation serves every architecture.
+
+A model loaded with `attn_implementation=FOREST_ATTENTION` calls `forest_attention` in every layer; the
+`ForestLayout` it needs arrives as the keyword `forest` of the model's forward. Two backends give the same answer:
+
+- `reference`: dense mask over all rows; any device; the oracle of the tests.
+- `cpu`: blocks of query rows gathered into length buckets against their ancestors' keys (`bucketed.py`).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from tunewright.forest.bucketed import bucketed_attention
+from tunewright.forest.layout import ForestLayout
+
+FOREST_ATTENTION = "tunewright_forest"
+
+Backend = Literal["reference", "cpu"]
+
+
+def register_forest_attention() -> None:
+    """Make `FOREST_ATTENTION` known to transformers. Safe to call again.
+
+    No mask function goes with it: transformers then builds no mask, which would cost T² for nothing.
+    """
+    AttentionInterface.register(FOREST_ATTENTION, forest_attention)
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    forest: ForestLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in transformers' calling convention: query [1, H, T, d], key and value [1, Hkv, T, d] → [1, T, H, d].
+
+    `sliding_window` counts positions in the tree, `softcap` bounds the scores (Gemma-2), `s_aux` [H] are
+    attention sinks (gpt-oss). Raises ValueError without a forest: such a model is for training only.
+    """
+    if forest is None:
+        raise ValueError(f"{FOREST_ATTENTION} needs the keyword `forest`; switch to sdpa for generation")
+    if dropout:
+        raise ValueError(
+            "attention dropout is not defined on a forest; set attention_dropout to 0 in the model's config"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if forest.backend == "reference" or softcap is not None or s_aux is not None:
+        out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
+    else:
+        out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window), scale)
+    return out[None], None
+
+
+def reference_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: ForestLayout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Dense attention straight from the definition: query [H, T, d], key and value [Hkv, T, d] → [T, H, d]."""
+    groups = query.shape[0] // key.shape[0]
+    # Scores of half-precision inputs are kept in float32, as every fused attention does.
+    wide = query.dtype if query.dtype == torch.float64 else torch.float32
+    scores = query.to(wide) @ key.to(wide).repeat_interleave(groups, dim=0).transpose(1, 2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~forest.dense_mask(window), float("-inf"))
+    if sinks is not None:
+        column = sinks.to(wide)[:, None, None].expand(-1, scores.shape[1], 1)
+        probabilities = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        probabilities = scores.softmax(dim=-1)
+    out = probabilities @ value.to(wide).repeat_interleave(groups, dim=0)
+    return out.transpose(0, 1).to(query.dtype)

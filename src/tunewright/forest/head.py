@@ -1,0 +1,133 @@
+"""The output head on loss rows only: weighted negative log-likelihood in chunks, without logits in memory.
+
+Logits exist for one chunk of rows at a time. Because the loss is the last thing computed, its gradient
+with respect to the hidden rows is computed in the same sweep (two matrix products where a recomputing
+head needs three), and the head's own weight gradient only when the head is trained. The idea of fusing
+head and loss is that of Cut Cross-Entropy (arXiv 2411.09009) and Liger-Kernel.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Float32 logits of one chunk take about this many bytes.
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Logits are `softcap(hidden @ weight.T + bias) * scale`, with weight [V, D], bias [V] or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Loss edges sorted by row: edge e reads loss row `row[e]` (int64), predicts `target[e]`; `weight` is float64 [E]."""
+
+    row: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def weighted_nll(hidden: Tensor, head: Head, edges: Edges) -> Tensor:
+    """Σ weight · nll over all edges, a scalar in float32 (float64 for float64 inputs). `hidden` is [R, D]."""
+    total: Tensor = _WeightedNLL.apply(hidden, head.weight, head.bias, head, edges)
+    return total
+
+
+@torch.no_grad()
+def edge_scores(hidden: Tensor, head: Head, edges: Edges) -> tuple[Tensor, Tensor]:
+    """For each edge its nll (float64 [E]) and whether its target is the likeliest token (bool [E])."""
+    nll = torch.empty(len(edges.row), dtype=torch.float64, device=hidden.device)
+    best = torch.empty(len(edges.row), dtype=torch.bool, device=hidden.device)
+    for rows, part in _chunks(len(hidden), head.weight.shape[0], edges):
+        logits, _ = _logits(hidden[rows], head, head.weight.to(hidden.dtype), head.bias)
+        local, target = edges.row[part] - rows.start, edges.target[part]
+        nll[part] = (logits.logsumexp(dim=-1)[local] - logits[local, target]).double()
+        best[part] = logits.argmax(dim=-1)[local] == target
+    return nll, best
+
+
+class _WeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges) -> Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        cast_weight = weight.to(hidden.dtype)
+        wide = _wide(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
+        grad_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs_bias else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for rows, part in _chunks(len(hidden), weight.shape[0], edges):
+            logits, slope = _logits(hidden[rows], head, cast_weight, bias)
+            local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
+            log_sum = logits.logsumexp(dim=-1)
+            total += (edge_weight * (log_sum[local] - logits[local, target]).double()).sum()
+            if not (needs_hidden or needs_weight or needs_bias):
+                continue
+            # d/dlogits of Σ w·nll is (Σ w) softmax - Σ w onehot, row by row.
+            row_weight = torch.zeros(len(logits), dtype=wide, device=logits.device)
+            row_weight.index_add_(0, local, edge_weight.to(wide))
+            grad = logits.sub_(log_sum[:, None]).exp_().mul_(row_weight[:, None])
+            grad.index_put_((local, target), -edge_weight.to(wide), accumulate=True)
+            if slope is not None:
+                grad.mul_(slope)
+            narrow = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = narrow @ cast_weight
+            if grad_weight is not None:
+                grad_weight += narrow.T @ hidden[rows]
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return total.to(wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        return (
+            None if hidden is None else hidden * grad_total.to(hidden.dtype),
+            None if weight is None else (weight * grad_total).to(weight_dtype),
+            None if bias is None else (bias * grad_total).to(bias_dtype),
+            None,
+            None,
+        )
+
+
+def _logits(hidden: Tensor, head: Head, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Logits [r, V] in float32 (float64), and their derivative by the matrix product's output where it is not 1."""
+    logits = (hidden @ weight.T).to(_wide(hidden.dtype))
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    slope = None
+    if head.softcap is not None:
+        bounded = torch.tanh(logits / head.softcap)
+        logits, slope = bounded * head.softcap, (1 - bounded.square()) * head.scale
+    elif head.scale != 1:
+        slope = torch.full((1, 1), head.scale, dtype=logits.dtype, device=logits.device)
+    return logits * head.scale if head.scale != 1 else logits, slope
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunks(num_rows: int, vocabulary: int, edges: Edges) -> list[tuple[slice, slice]]:
+    """Slices of rows, each with the slice of edges that read them (edges are sorted by row)."""
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    starts = list(range(0, num_rows, size))
+    bounds = torch.searchsorted(edges.row, torch.tensor([*starts, num_rows], device=edges.row.device)).tolist()
+    return [
+        (slice(start, min(start + size, num_rows)), slice(first, last))
+        for start, first, last in zip(starts, bounds, bounds[1:], strict=False)
+    ]

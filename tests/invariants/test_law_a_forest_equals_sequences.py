@@ -1,0 +1,149 @@
+"""Law (a): loss and every gradient of a forest equal those of one sequence at a time, in float64 to 1e-9.
+
+Law (b): no token influences a sequence that it is not in.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from tests.tiny import VOCABULARY, encoded, random_sequences, tiny_model
+from tunewright.data.examples import Encoded
+from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
+from tunewright.forest.build import build_forest, group_by_budget
+from tunewright.forest.model import ForestModel
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral-window", "mixtral", "gemma2", "gemma3"]
+
+
+def plain_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of one sequence in the inputs' own precision (transformers' eager softmax is float32)."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    length = query.shape[2]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+    hidden = (distance < 0) | (distance >= (sliding_window or length))
+    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return (probabilities @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register_forest_attention()
+    AttentionInterface.register("plain_float64", plain_attention)
+
+
+def plain_loss(model: PreTrainedModel, sequence: Encoded) -> Tensor:
+    """Σ weight · nll of one sequence through the model's own forward and plain cross-entropy."""
+    ids = torch.from_numpy(sequence.input_ids.astype(np.int64))
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    nll = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+    return (nll * torch.from_numpy(sequence.weights[1:]).to(nll.dtype)).sum()
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference(family: str, sequences: list[Encoded], dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
+    model = tiny_model(family, dtype, "plain_float64")
+    total = 0.0
+    for sequence in sequences:
+        loss = plain_loss(model, sequence)
+        if loss.requires_grad and len(sequence) > 1:
+            loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def on_forest(
+    family: str, sequences: list[Encoded], dtype: torch.dtype, backend: str, budget: int
+) -> tuple[float, dict[str, Tensor]]:
+    model = tiny_model(family, dtype, FOREST_ATTENTION)
+    forest_model = ForestModel(model, backend)
+    total = 0.0
+    for group in group_by_budget(sequences, budget):
+        loss = forest_model.weighted_nll(build_forest([sequences[index] for index in group]))
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def assert_same(
+    actual: tuple[float, dict[str, Tensor]], expected: tuple[float, dict[str, Tensor]], rtol: float
+) -> None:
+    assert actual[0] == pytest.approx(expected[0], rel=rtol)
+    scale = max(float(g.abs().max()) for g in expected[1].values())
+    for name, gradient in expected[1].items():
+        assert torch.allclose(actual[1][name], gradient, rtol=rtol, atol=rtol * scale), name
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_in_float64(family: str, backend: str) -> None:
+    for seed in range(3):
+        sequences = random_sequences(seed)
+        expected = reference(family, sequences, torch.float64)
+        for budget in (10**6, 30):
+            # Mixtral's router is float32 inside transformers.
+            rtol = 1e-6 if family == "mixtral" else 1e-9
+            assert_same(on_forest(family, sequences, torch.float64, backend, budget), expected, rtol)
+
+
+def test_long_segments_and_many_branches() -> None:
+    """Segments longer than a block of queries, and a root with a hundred children."""
+    rng = np.random.default_rng(5)
+    trunk = rng.integers(3, VOCABULARY, 150).tolist()
+    sequences = [
+        encoded(
+            trunk + (tail := rng.integers(3, VOCABULARY, rng.integers(1, 200 if k < 3 else 6)).tolist()),
+            [0.0] * 150 + [1.0] * len(tail),
+        )
+        for k in range(60)
+    ]
+    assert_same(
+        on_forest("llama", sequences, torch.float64, "cpu", 10**6), reference("llama", sequences, torch.float64), 1e-9
+    )
+
+
+def test_bfloat16_within_its_rounding() -> None:
+    sequences = random_sequences(1)
+    exact, _ = reference("llama", sequences, torch.float64)
+    rounded, _ = on_forest("llama", sequences, torch.bfloat16, "cpu", 10**6)
+    one_by_one, _ = reference("llama", sequences, torch.bfloat16)
+    # Neither is exact; the forest must not be worse than plain bfloat16 is.
+    assert abs(rounded - exact) <= 1.5 * abs(one_by_one - exact) + 0.01 * exact
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_no_token_influences_a_sequence_it_is_not_in(family: str) -> None:
+    """Law (b), bitwise on the reference backend: change one token, and only rows that see it may change."""
+    model = ForestModel(tiny_model(family, torch.float32, FOREST_ATTENTION), "reference")
+    forest = build_forest(random_sequences(3))
+    with torch.no_grad():
+        before = model.hidden(model.layout(forest))
+        for row in range(len(forest)):
+            ids = forest.input_ids.copy()
+            ids[row] = (ids[row] + 1) % VOCABULARY
+            layout = model.layout(dataclasses.replace(forest, input_ids=ids))
+            after = model.hidden(layout)
+            sees = layout.dense_mask()[:, row]
+            assert torch.equal(after[~sees], before[~sees]), row
+            assert not torch.equal(after[row], before[row])
