@@ -132,7 +132,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         raise UsageError(f"{path} is empty; the smallest config has the keys model and data")
     if not isinstance(values, dict):
         raise UsageError(
-            f"{path}:1: the file holds {_kind(values)}, not a mapping; write lines such as `model: NAME` and `data: FILE`"
+            f"{path}:1: the file holds {_kind(values)}, not a mapping; "
+            "write lines such as `model: NAME` and `data: FILE`"
         )
     wrong = [key for key in values if not isinstance(key, str)]
     if wrong:
@@ -223,7 +224,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_override(word: str) -> bool:
-    return word.startswith("~") and not word.startswith("~/") or "=" in word
+    return (word.startswith("~") and not word.startswith("~/")) or "=" in word
 
 
 def _apply(tree: dict[str, Any], override: str) -> Key:

@@ -78,7 +78,7 @@ def _place(key: Key, origins: dict[Key, str], source: str) -> str:
 
 def _shown_key(loc: Key, origins: dict[Key, str]) -> Key:
     """The key as the user wrote it, where a short form was used; otherwise as the schema has it."""
-    loc = tuple(part for part in loc if not isinstance(part, str) or part.isidentifier() and not part[0].isupper())
+    loc = tuple(part for part in loc if not isinstance(part, str) or (part.isidentifier() and not part[0].isupper()))
     found = nearest_origin(loc, origins)
     return found if found and found[-1] == loc[-1] else loc
 

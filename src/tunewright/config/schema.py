@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCHEMA_VERSION = 1
-
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
@@ -18,16 +16,14 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which model to start from; a plain string in YAML means `{name: …}`."""
 
-    name: str = Field(
-        description="Hub id, local folder, GGUF file, or a built-in name (see `tunewright ls models`)."
-    )
+    name: str = Field(description="Hub id, local folder, GGUF file, or a built-in name (see `tunewright ls models`).")
     source: Literal["auto", "huggingface", "local"] = Field(
         "auto", description="Where to look for the name; auto tries built-in, then local, then Hugging Face."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; recorded in the run.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Type of the frozen weights and of the arithmetic; auto is bfloat16 where the machine is fast at it.",
+        description="Type of the frozen weights and of the arithmetic; auto is bfloat16 where that is fast.",
     )
 
 
@@ -69,10 +65,10 @@ class DataConfig(Section):
     template: str = Field(
         "auto", description="auto is the tokenizer's own chat template; otherwise the path of a Jinja file."
     )
-    max_length: int = Field(1024, ge=2, description="Longest sequence in tokens; longer examples are left out and counted.")
-    drop_bad_rows: bool = Field(
-        False, description="Go on although more than a tenth of the rows must be left out."
+    max_length: int = Field(
+        1024, ge=2, description="Longest sequence in tokens; longer examples are left out and counted."
     )
+    drop_bad_rows: bool = Field(False, description="Go on although more than a tenth of the rows must be left out.")
 
     @model_validator(mode="before")
     @classmethod
@@ -108,7 +104,9 @@ class MethodConfig(Section):
     """What is minimised and what is trained."""
 
     stage: Literal["pt", "sft"] = Field("sft", description="pt continues pre-training on raw text, sft learns answers.")
-    tuning: Literal["full", "lora"] = Field("lora", description="full trains every weight, lora small adapters beside frozen ones.")
+    tuning: Literal["full", "lora"] = Field(
+        "lora", description="full trains every weight, lora small adapters beside frozen ones."
+    )
 
 
 class LoraConfig(Section):
@@ -125,7 +123,9 @@ class TrainConfig(Section):
 
     batch_size: int = Field(16, ge=1, description="Examples per optimizer step, over all devices.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after this many steps, whatever epochs says.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after this many steps, whatever epochs says."
+    )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Peak learning rate; null takes 2e-4 for lora and 2e-5 for full."
     )
@@ -140,7 +140,8 @@ class TrainConfig(Section):
         None, description="Validation loss and samples every so many steps; null follows save_steps."
     )
     forest_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Distinct tokens computed at once; null lets the memory plan choose. Never changes the result."
+        None,
+        description="Distinct tokens computed at once; null lets the memory plan choose. Never changes the result.",
     )
 
 
@@ -172,7 +173,7 @@ class ChatConfig(Section):
 class RunConfig(Section):
     """Everything about one training."""
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this file's form.")
+    schema_version: Literal[1] = Field(1, description="Version of this file's form.")
     model: ModelConfig = Field(description="The model to start from.")
     data: DataConfig = Field(description="What to learn from.")
     method: MethodConfig = Field(default_factory=MethodConfig, description="What is minimised and what is trained.")
