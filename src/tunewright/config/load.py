@@ -6,7 +6,8 @@ defaults, from `base` (what a command guessed or its flags said), from the file,
     train.learning_rate=1e-4        any dotted key; the value is YAML, so lists and mappings work: [a, b], {k: v}
     ~data.system                    takes a key out of the file again
 
-Relative paths of data, template and model are looked up in the working directory first, then beside the file.
+Relative paths of data, template and model are looked up in the working directory first, then beside the file, and
+data also among the data sets shipped with tunewright (`persona/…`). The file may be a recipe's name.
 Every message names file and line (or the override), the dotted key, what is wrong and what to write instead.
 """
 
@@ -23,11 +24,14 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
+import tunewright
 from tunewright.config.problems import Key, dotted, explain, misplaced_booleans, nearest_origin
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.errors import UsageError
+from tunewright.recipes import find_recipe
 
 PROVENANCE = "provenance"  # a run's config.yaml keeps where it came from under this key; training again ignores it
+SHIPPED_DATA = Path(tunewright.__file__).parent / "data"
 GUESSED = "guessed"  # origin of settings that came from `base`
 OVERRIDE = "override"
 
@@ -64,6 +68,7 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), base: dict[str
     _merge(tree, base or {})
     origins.update((key, GUESSED) for key, _ in _leaves(tree))
     if path is not None:
+        path = path if path.exists() else find_recipe(path.as_posix()) or path
         values, places = read_yaml(path)
         values.pop(PROVENANCE, None)
         _merge(tree, values)
@@ -81,8 +86,7 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), base: dict[str
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         source = "the settings" if path is None else str(path)
         raise UsageError("\n".join([f"{count} in {source}:", *(f"  {problem}" for problem in problems)]))
-    if path is not None:
-        config = _find_beside(config, path.parent)
+    config = _find_paths(config, Path() if path is None else path.parent)
     return ReadConfig(config, origins)
 
 
@@ -335,27 +339,25 @@ def _origin(key: Key, origins: dict[Key, str]) -> str:
     return origins[found] if found else "default"
 
 
-def _find_beside(config: RunConfig, folder: Path) -> RunConfig:
-    """Paths that lie beside the config file and not in the working directory, made usable from there."""
+def _find_paths(config: RunConfig, folder: Path) -> RunConfig:
+    """Paths that are not in the working directory but beside the config file or shipped, made usable from there."""
     model, data = config.model, config.data
     beside = folder / model.name
     if not Path(model.name).exists() and ((beside / "config.json").is_file() or beside.suffix == ".gguf"):
-        model = model.model_copy(update={"name": _beside(model.name, folder)})
-    validation = data.validation
-    changes: dict[str, Any] = {"train": [_source_beside(source, folder) for source in data.train]}
-    if isinstance(validation, SourceConfig):
-        changes["validation"] = _source_beside(validation, folder)
+        model = model.model_copy(update={"name": _find(model.name, folder)})
+    changes: dict[str, Any] = {"train": [_find_source(source, folder) for source in data.train]}
+    if isinstance(data.validation, SourceConfig):
+        changes["validation"] = _find_source(data.validation, folder)
     if data.template != "auto":
-        changes["template"] = _beside(data.template, folder)
+        changes["template"] = _find(data.template, folder)
     return config.model_copy(update={"model": model, "data": data.model_copy(update=changes)})
 
 
-def _source_beside(source: SourceConfig, folder: Path) -> SourceConfig:
-    return source.model_copy(update={"path": _beside(source.path, folder)})
+def _find_source(source: SourceConfig, folder: Path) -> SourceConfig:
+    return source.model_copy(update={"path": _find(source.path, folder)})
 
 
-def _beside(name: str, folder: Path) -> str:
+def _find(name: str, folder: Path) -> str:
+    """The first of working directory, `folder` and shipped data that holds a path; the path as it is if none does."""
     path = Path(name).expanduser()
-    if path.exists() or not (folder / path).exists():
-        return str(path)
-    return str(folder / path)
+    return str(next((found for found in (path, folder / path, SHIPPED_DATA / path) if found.exists()), path))
