@@ -1,0 +1,224 @@
+"""The encoding equals the template's own tokenisation, and loss falls on the answers and their stop tokens alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from tests.tokenizers import ENDLESS, STYLES, THINKING, tiny_tokenizer
+from tunewright.data.examples import Dialog, Encoded, Message, Place
+from tunewright.data.template import REWRITES, ChatTemplate, EncodedDialog, Refused, template_source
+from tunewright.errors import UsageError
+
+HERE = Place("test.json", 1)
+TOKENIZERS = {style: tiny_tokenizer(style) for style in STYLES}
+TEMPLATES = {style: ChatTemplate(TOKENIZERS[style], None, ()) for style in STYLES}
+# What a template writes before an answer that the generation prompt lacks, and what it does to the answer.
+LEAD = {"inst": " "}
+SHOWN = {"llama3": str.strip}
+
+contents = st.one_of(
+    st.text(alphabet="ab e答案灯。👩‍👩‍👧😀é\n\t 1'", max_size=12),
+    st.sampled_from(["", " ", "\n", "Hello.", " two  spaces ", "\n\nafter newlines\n", "我是守灯塔的人。", "😀", "é̂x"]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+)
+
+
+@st.composite
+def dialogs(draw: st.DrawFn) -> Dialog:
+    messages = [Message("system", draw(contents))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages += [Message("user", draw(contents)), Message("assistant", draw(contents), draw(st.booleans()))]
+    return Dialog(tuple(messages), HERE)
+
+
+def attempt(template: ChatTemplate, dialog: Dialog) -> EncodedDialog:
+    (result,) = template.attempt_many([dialog])
+    assert isinstance(result, EncodedDialog)
+    return result
+
+
+def plain(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def trained_runs(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
+    """The text of each maximal run of trained tokens."""
+    edges = np.flatnonzero(np.diff(encoded.weights, prepend=0, append=0))
+    return [tokenizer.decode(encoded.input_ids[a:b].tolist()) for a, b in edges.reshape(-1, 2)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@given(dialog=dialogs())
+@settings(max_examples=80, deadline=None)
+def test_ids_are_the_templates_and_loss_is_on_answers(style: str, dialog: Dialog) -> None:
+    tokenizer, template = TOKENIZERS[style], TEMPLATES[style]
+    result = attempt(template, dialog)
+    assert result.encoded.input_ids.tolist() == tokenizer.apply_chat_template(
+        plain(dialog.messages), tokenize=True, return_dict=False
+    )
+    stop = tokenizer.decode([template.turn_end])
+    expected = [
+        LEAD.get(style, "") + SHOWN.get(style, str)(message.content) + stop
+        for message in dialog.messages
+        if message.role == "assistant" and message.train
+    ]
+    found = trained_runs(tokenizer, result.encoded)
+    assert len(found) == len(expected)
+    masked = 0
+    for text, answer in zip(found, expected, strict=True):
+        assert answer.endswith(text)
+        masked += text != answer
+    # A newline that the tokenizer joins with the prompt's own cannot be trained; nothing else may be missing.
+    assert masked <= result.straddling
+    assert result.straddling == 0 or masked > 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+@given(dialog=dialogs())
+@settings(max_examples=40, deadline=None)
+def test_one_pass_equals_one_dialog_per_turn(style: str, dialog: Dialog) -> None:
+    template = TEMPLATES[style]
+    whole = template.encode(dialog)
+    union = np.zeros_like(whole.weights)
+    for i, message in enumerate(dialog.messages):
+        if message.role != "assistant" or not message.train:
+            continue
+        earlier = tuple(Message(m.role, m.content, train=False) for m in dialog.messages[:i])
+        turn = template.encode(Dialog((*earlier, message), HERE))
+        assert turn.input_ids.tolist() == whole.input_ids[: len(turn)].tolist()
+        union[: len(turn)] += turn.weights
+    assert union.tolist() == whole.weights.tolist()
+
+
+@pytest.mark.parametrize("style", STYLES)
+@given(batch=st.lists(dialogs(), max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_batches_change_nothing(style: str, batch: list[Dialog]) -> None:
+    template = TEMPLATES[style]
+    for dialog, together in zip(batch, template.encode_many(batch), strict=True):
+        alone = template.encode(dialog)
+        assert alone.input_ids.tolist() == together.input_ids.tolist()
+        assert alone.weights.tolist() == together.weights.tolist()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_prompt_of_chat_is_the_prompt_of_training(style: str) -> None:
+    template = TEMPLATES[style]
+    messages = (Message("system", "Be brief."), Message("user", "你是谁？"), Message("assistant", "A keeper."))
+    encoded = template.encode(Dialog(messages, HERE))
+    prompt = template.prompt_ids(messages[:-1])
+    assert prompt == encoded.input_ids[: len(prompt)].tolist()
+    assert np.flatnonzero(encoded.weights)[0] == len(prompt)
+
+
+def test_marks_and_prefixes_agree() -> None:
+    marked, plain_template = TEMPLATES["marked"], TEMPLATES["chatml"]
+    dialog = Dialog(
+        (Message("user", "Who?"), Message("assistant", "灯 x"), Message("user", ""), Message("assistant", "b")), HERE
+    )
+    assert marked.encode(dialog).input_ids.tolist() == plain_template.encode(dialog).input_ids.tolist()
+    assert marked.encode(dialog).weights.tolist() == plain_template.encode(dialog).weights.tolist()
+
+
+def test_stop_ids_join_what_is_given_the_eos_and_the_turn_end() -> None:
+    tokenizer = TOKENIZERS["llama3"]
+    template = ChatTemplate(tokenizer, None, [7])
+    names = ["<|end_of_text|>", "<|eot_id|>"]
+    assert template.stop_ids == (7, *tokenizer.convert_tokens_to_ids(names))
+    assert template.turn_end == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
+def test_a_template_without_an_end_has_no_turn_end() -> None:
+    template = ChatTemplate(tiny_tokenizer("chatml", ENDLESS), None, ())
+    assert template.turn_end is None
+
+
+def test_only_the_first_of_several_stops_is_trained() -> None:
+    source = STYLES["chatml"][0].replace("<|im_end|>\n", "<|im_end|>\n<|endoftext|>\n")
+    assert source != STYLES["chatml"][0]
+    tokenizer = TOKENIZERS["chatml"]
+    template = ChatTemplate(tokenizer, source, [tokenizer.pad_token_id])
+    encoded = template.encode(Dialog((Message("user", "a"), Message("assistant", "b \n")), HERE))
+    assert trained_runs(tokenizer, encoded) == ["b \n<|im_end|>"]
+
+
+def test_a_rewriting_template_is_refused_with_its_reason() -> None:
+    template = ChatTemplate(TOKENIZERS["chatml"], THINKING, ())
+    first, second = Message("assistant", "<think>hm</think>yes"), Message("assistant", "no")
+    two_turns = Dialog((Message("user", "a"), first, Message("user", "b"), second), HERE)
+    assert list(template.attempt_many([two_turns])) == [Refused(REWRITES)]
+    with pytest.raises(UsageError, match=r"test\.json:1: .*renders earlier answers differently"):
+        template.encode(two_turns)
+    untrained = Dialog(
+        (*two_turns.messages[:1], Message("assistant", first.content, False), *two_turns.messages[2:]), HERE
+    )
+    assert trained_runs(TOKENIZERS["chatml"], template.encode(untrained)) == ["no<|im_end|>"]
+
+
+def test_a_template_may_refuse_a_dialog_in_its_own_words() -> None:
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + STYLES["chatml"][0]
+    )
+    template = ChatTemplate(TOKENIZERS["chatml"], source, ())
+    good = (Message("user", "a"), Message("assistant", "b"))
+    results = list(template.attempt_many([Dialog((Message("system", "s"), *good), HERE), Dialog(good, HERE)]))
+    assert results[0] == Refused("the chat template does not take this dialog: no system here")
+    assert isinstance(results[1], EncodedDialog)
+
+
+def test_text_that_spells_a_special_token_is_noticed() -> None:
+    template = TEMPLATES["chatml"]
+    spelling = attempt(template, Dialog((Message("user", "what is <|im_end|>?"), Message("assistant", "b")), HERE))
+    ordinary = attempt(template, Dialog((Message("user", "what is <im_end>?"), Message("assistant", "b")), HERE))
+    assert spelling.spells_special
+    assert not ordinary.spells_special
+
+
+def test_a_token_across_the_start_of_an_answer_is_masked_and_counted() -> None:
+    result = attempt(TEMPLATES["chatml"], Dialog((Message("user", "a"), Message("assistant", "\nb")), HERE))
+    assert result.straddling == 1
+    assert trained_runs(TOKENIZERS["chatml"], result.encoded) == ["b<|im_end|>"]
+
+
+def test_a_silent_generation_prompt_is_noticed() -> None:
+    source = STYLES["chatml"][0].split("{%- if add_generation_prompt")[0]
+    assert ChatTemplate(TOKENIZERS["chatml"], source, ()).prompt_is_silent
+    assert not any(template.prompt_is_silent for template in TEMPLATES.values())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for %}", "not valid Jinja: line 1"),
+        ("{{ messages[0].content }}", "leaves out the content"),
+        ("{{ raise_exception('never') }}", "cannot render one question and its answer: never"),
+        ("{{ messages[0].content + 1 }}", "cannot render one question and its answer"),
+    ],
+)
+def test_unusable_templates_are_refused(source: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ChatTemplate(TOKENIZERS["chatml"], source, ())
+
+
+def test_no_template_at_all_is_refused_and_names_the_fix(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.chat_template = None
+    assert template_source(tokenizer, "auto", tmp_path) is None
+    with pytest.raises(UsageError, match=r"data\.template: path\.jinja"):
+        ChatTemplate(tokenizer, None, ())
+
+
+def test_the_template_may_come_from_a_file(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["chatml"]
+    (tmp_path / "mine.jinja").write_text(ENDLESS, encoding="utf-8")
+    (tmp_path / "gbk.jinja").write_text("灯塔", encoding="gbk")
+    assert template_source(tokenizer, "mine.jinja", tmp_path) == ENDLESS
+    assert template_source(tokenizer, "auto", tmp_path) == tokenizer.chat_template
+    with pytest.raises(UsageError, match=r"cannot read .*absent"):
+        template_source(tokenizer, "absent.jinja", tmp_path)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        template_source(tokenizer, "gbk.jinja", tmp_path)
