@@ -20,7 +20,7 @@ SENTENCES = [
     "雾降下来之前，灯塔看守人把每一条船写进她的本子里。",
     "你是谁？我是守灯塔的人，今天风很大。",
     "问题要有回答，回答要有结尾。",
-    "A line and a gap.\n\n" * 12,  # so that two newlines become one token
+    "A line and a gap\n\n" * 12,  # so that two newlines become one token
 ]
 
 CHATML = """\
