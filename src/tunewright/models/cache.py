@@ -1,0 +1,110 @@
+"""Folders in the user's cache that are built once: written aside, manifest last, then renamed.
+
+`TUNEWRIGHT_CACHE` moves the cache; otherwise it is `$XDG_CACHE_HOME/tunewright` or `~/.cache/tunewright`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tunewright.errors import RunError
+
+MANIFEST = "tunewright-files.json"
+Notify = Callable[[str], None]
+
+
+def to_stderr(text: str) -> None:
+    """The default way to tell the user something: standard output stays free for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_root() -> Path:
+    """Folder of everything tunewright keeps between runs; not created here."""
+    if os.environ.get("TUNEWRIGHT_CACHE"):
+        return Path(os.environ["TUNEWRIGHT_CACHE"]).expanduser().resolve()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return base.resolve() / "tunewright"
+
+
+def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_stderr) -> Path:
+    """`folder`, built by `build(aside)` unless it is there and complete.
+
+    A finished folder is recognised by the sizes in its manifest (milliseconds, no hashing). A folder that does not
+    match is built again with a notice. A lock file makes a second process wait for the first and use its result.
+    Raises RunError when the cache cannot be written.
+    """
+    fault = find_fault(folder)
+    if fault is None:
+        return folder
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            fault = find_fault(folder)
+            if fault is None:
+                return folder
+            if folder.exists():
+                notify(f"{folder}: {fault}; building it again")
+            _build(folder, build)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error}); "
+            "free the disk, or set TUNEWRIGHT_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is wrong with a built folder, in words; None when its files are all there in full length."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return "the file list is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "the file list is damaged"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    aside = folder.with_name(f"{folder.name}.building-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        build(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        entries = {
+            path.relative_to(aside).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in files
+        }
+        (aside / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
+        for path in (*files, aside / MANIFEST):
+            _to_disk(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """A rename must never survive a power cut that the content did not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

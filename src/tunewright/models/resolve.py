@@ -1,0 +1,150 @@
+"""From `model:` in a config to a folder on this machine that holds config, tokenizer and safetensors.
+
+Built-in names, local folders, GGUF files and Hugging Face ids all end in the same kind of folder.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.config.schema import ModelConfig
+from tunewright.errors import UsageError
+from tunewright.models.builtin import BUILTIN, builtin_folder
+from tunewright.models.cache import Notify, to_stderr
+from tunewright.models.gguf import gguf_folder
+from tunewright.models.hub import hub_folder
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """`path` holds config.json, a tokenizer and *.safetensors; `revision` is the commit of a hub model."""
+
+    path: Path
+    name: str
+    revision: str | None = None
+
+
+def resolve_model(model: ModelConfig, base: Path, notify: Notify = to_stderr) -> ModelFolder:
+    """The folder of `model`, fetched or converted when it must be; relative paths start at `base`.
+
+    Raises UsageError for a name that means nothing here and for a folder that cannot be trained from.
+    """
+    folder = _locate(model, base, notify)
+    check_folder(folder.path)
+    return folder
+
+
+def check_folder(path: Path) -> None:
+    """Raise UsageError, saying why and what helps, when `path` is no model folder that loads without remote code."""
+    config = _read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if config is None:
+        raise UsageError(f"{path}: no model, config.json is missing{_what_is_there_instead(path)}")
+    _check_architecture(path, config)
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise UsageError(
+            f"{path}: no tokenizer, expected tokenizer.json beside config.json; copy it from the model's page"
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        absent = sorted(shard for shard in shards if not (path / shard).is_file())
+        if absent:
+            raise UsageError(
+                f"{path}: {len(absent)} of {len(shards)} weight files are missing, first {absent[0]}; "
+                "the download is incomplete, fetch it again"
+            )
+    elif not (path / "model.safetensors").is_file():
+        raise UsageError(f"{path}: no weights, expected model.safetensors{_what_is_there_instead(path)}")
+
+
+def _locate(model: ModelConfig, base: Path, notify: Notify) -> ModelFolder:
+    name, source = model.name, model.source
+    if source == "auto" and name in BUILTIN:
+        return ModelFolder(builtin_folder(name, BUILTIN[name], notify), name)
+    if source != "huggingface":
+        path = (base / Path(name).expanduser()).resolve()
+        if path.is_dir():
+            return ModelFolder(path, name)
+        if path.is_file():
+            return _file(path, name, notify)
+        if source == "local" or _looks_like_path(name):
+            raise UsageError(f"model: {path} does not exist; give a model folder, a .gguf file or a hub id")
+        if not _HUB_ID.fullmatch(name):
+            raise UsageError(_unknown(name, base))
+    path, revision = hub_folder(name, model.revision, notify)
+    return ModelFolder(path, name, revision)
+
+
+def _file(path: Path, name: str, notify: Notify) -> ModelFolder:
+    if path.suffix.lower() == ".gguf":
+        return ModelFolder(gguf_folder(path, notify), name)
+    if path.name == "config.json" or path.suffix == ".safetensors":
+        raise UsageError(f"model: {path} is one file of a model; give its folder, {path.parent}")
+    raise UsageError(f"model: {path} is no model; give a model folder or a .gguf file")
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(".gguf")
+
+
+def _unknown(name: str, base: Path) -> str:
+    near = difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"built-in: {', '.join(BUILTIN)}."
+    return (
+        f"model: {name!r} is no built-in name and no folder or file in {base}; {hint} A hub id has the form owner/name."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a JSON object; fetch the file again")
+    return content
+
+
+def _check_architecture(path: Path, config: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = str(config.get("model_type"))
+    if kind in CONFIG_MAPPING:
+        if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return
+        raise UsageError(f"{path}: {kind} models do not generate text token by token; choose a causal language model")
+    if "auto_map" in config:
+        raise UsageError(
+            f"{path}: the model ({kind}) wants to run Python code from its own folder, which tunewright never does; "
+            "choose a release of it in a native transformers architecture"
+        )
+    near = difflib.get_close_matches(kind, list(CONFIG_MAPPING.keys()), n=1)
+    hint = f", did you mean {near[0]}?" if near else "; a newer transformers may know it"
+    raise UsageError(f"{path}/config.json: model_type {kind!r} is unknown to the installed transformers{hint}")
+
+
+def _what_is_there_instead(path: Path) -> str:
+    """What the user most likely did, from the files that are there."""
+    names = sorted(entry.name for entry in path.iterdir())
+    if "adapter_config.json" in names:
+        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        return f"; this is an adapter of {base}, name that model instead"
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        return (
+            f"; {pickled[0]} is a pickle file, which can run code when it is opened and is never read: "
+            "convert it to safetensors, or take a revision of the model that has them"
+        )
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    if ggufs:
+        return f"; for the GGUF file write its path, {path / ggufs[0]}"
+    inner = [entry.name for entry in path.iterdir() if (entry / "config.json").is_file()]
+    if inner:
+        return f"; the model seems to be in {path / inner[0]}"
+    return f"; the folder holds {', '.join(names[:5]) or 'nothing'}"
