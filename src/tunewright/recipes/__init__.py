@@ -17,10 +17,5 @@ def find_recipe(name: str) -> Path | None:
 
 
 def purpose(path: Path) -> str:
-    """What a recipe is for: the comment after the line that runs it."""
-    comments = []
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        if not line.startswith("# "):
-            break
-        comments.append(line.removeprefix("# "))
-    return " ".join(comments)
+    """What a recipe is for: its second line, below the command that runs it."""
+    return path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
