@@ -7,6 +7,7 @@ The trie never exists as objects: sequences are sorted, and the longest common p
 with its predecessor says which of its tokens are new. All else follows from those numbers.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -159,7 +160,7 @@ def split_over_processes(sequences: Sequence[Encoded], count: int) -> list[list[
 def distinct_tokens(sequences: Sequence[Encoded]) -> int:
     """Rows that a forest of these sequences has, without building it."""
     order = _sorted_order(sequences)
-    shared = sum(common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False))
+    shared = sum(common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))
     return sum(len(sequence) for sequence in sequences) - shared
 
 

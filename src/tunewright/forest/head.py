@@ -29,7 +29,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Loss edges sorted by row: edge e reads loss row `row[e]` (int64), predicts `target[e]`; `weight` is float64 [E]."""
+    """Loss edges sorted by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64); `weight` is float64."""
 
     row: Tensor
     target: Tensor

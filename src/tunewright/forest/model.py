@@ -1,34 +1,17 @@
 """A causal language model that computes losses on forests: the one way training and scoring call a model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunewright.data.examples import Encoded
-from tunewright.errors import UsageError
-from tunewright.forest.attention import FOREST_ATTENTION, Backend
-from tunewright.forest.build import Forest, build_forest, group_by_budget
-from tunewright.forest.head import Head, edge_scores, weighted_nll
+from tunewright.forest.attention import FOREST_ATTENTION, Backend, register_forest_attention
+from tunewright.forest.build import Forest
+from tunewright.forest.head import Head, weighted_nll
 from tunewright.forest.layout import ForestLayout
-
-# Random tokens of the start-up proof: a few short branches, enough to tell one mask from another.
-_PROOF_SEQUENCES = ((0, 1, 2, 3, 4), (0, 1, 2, 5, 6), (0, 1, 7), (8, 9, 10, 11))
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One entry per supervised token: `nll` float64, `best` (the target is the likeliest token), `sequence`, `target`."""
-
-    nll: np.ndarray
-    best: np.ndarray
-    weight: np.ndarray
-    sequence: np.ndarray
-    target: np.ndarray
 
 
 class ForestModel:
@@ -37,11 +20,12 @@ class ForestModel:
     Only the decoder is called; the head is applied to loss rows alone (`head.py`).
     """
 
-    def __init__(self, model: PreTrainedModel, backend: Backend = "cpu") -> None:
-        self.model = model
-        self.backend: Backend = backend
-        self.decoder: nn.Module = model.get_decoder()
-        self.device = model.device
+    def __init__(self, model: PreTrainedModel | PeftModel, backend: Backend | None = None) -> None:
+        self.model = plain_model(model)
+        self.device = self.model.device
+        # Index gathers and batched products pay off on a CPU; elsewhere the dense mask is what works everywhere.
+        self.backend: Backend = backend or ("cpu" if self.device.type == "cpu" else "reference")
+        self.decoder: nn.Module = self.model.get_decoder()
 
     @property
     def head(self) -> Head:
@@ -73,69 +57,32 @@ class ForestModel:
         layout = self.layout(forest)
         return weighted_nll(self.hidden(layout)[layout.loss_rows], self.head, layout.edges)
 
-    @torch.no_grad()
-    def score(self, sequences: Sequence[Encoded], forest_tokens: int) -> Scores:
-        """Teacher-forced score of every supervised token of `sequences`, in forests of at most `forest_tokens` rows.
 
-        The model is left in the mode it was in.
-        """
-        was_training = self.model.training
-        self.model.eval()
-        nll, best, weight, sequence, target = [], [], [], [], []
-        for group in group_by_budget(sequences, forest_tokens):
-            layout = self.layout(build_forest([sequences[index] for index in group]))
-            group_nll, group_best = edge_scores(self.hidden(layout)[layout.loss_rows], self.head, layout.edges)
-            nll.append(group_nll.cpu().numpy())
-            best.append(group_best.cpu().numpy())
-            weight.append(layout.edges.weight.cpu().numpy())
-            sequence.append(np.asarray(group)[layout.edge_sequence])
-            target.append(layout.edges.target.cpu().numpy())
-        self.model.train(was_training)
-        owner = np.concatenate(sequence)
-        order = np.argsort(owner, kind="stable")
-        return Scores(
-            nll=np.concatenate(nll)[order],
-            best=np.concatenate(best)[order],
-            weight=np.concatenate(weight)[order],
-            sequence=owner[order],
-            target=np.concatenate(target)[order],
-        )
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The transformers model itself; adapters live inside its layers."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
-    @torch.no_grad()
-    def prove(self) -> None:
-        """Show that this architecture computes on a forest what it computes on single sequences.
 
-        Raises UsageError when it does not: its attention does not go through transformers'
-        AttentionInterface, or layers other than attention mix tokens.
-        """
-        vocabulary = self.head.weight.shape[0]
-        rng = np.random.default_rng(0)
-        names = rng.integers(0, vocabulary, 12)
-        sequences = [
-            Encoded(names[list(path)].astype(np.int32), np.ones(len(path), np.float32)) for path in _PROOF_SEQUENCES
-        ]
-        scores = self.score(sequences, forest_tokens=10**6)
-        expected = [self._plain_nll(sequence) for sequence in sequences]
-        # Within a sequence edges come in row order, which is token order.
-        difference = float(np.abs(scores.nll - np.concatenate(expected)).max())
-        limit = 0.3 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        if not difference <= limit:
-            raise UsageError(
-                f"{self.model.config.model_type} models can't be trained by this version: their layers do not follow "
-                f"the token forest (a forest's loss differs from the plain one by {difference:.3g}). "
-                "Choose a model whose attention goes through transformers' AttentionInterface, such as Llama, Qwen, Mistral or Gemma."
-            )
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within the block the model attends by the implementation of that name."""
+    before = model.config._attn_implementation
+    if name == FOREST_ATTENTION:
+        register_forest_attention()
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
-    def _plain_nll(self, sequence: Encoded) -> np.ndarray:
-        """nll of tokens 1… of one sequence by the model's own eager forward."""
-        ids = torch.from_numpy(sequence.input_ids.astype(np.int64))[None].to(self.device)
-        was_training = self.model.training
-        self.model.eval()
-        self.model.set_attn_implementation("eager")
-        try:
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].double()
-        finally:
-            self.model.set_attn_implementation(FOREST_ATTENTION)
-            self.model.train(was_training)
-        nll: np.ndarray = (logits.logsumexp(-1) - logits.gather(1, ids[0, 1:, None])[:, 0]).cpu().numpy()
-        return nll
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block dropout is off; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,279 @@
+"""The one training loop, whatever the objective and the tuning.
+
+It reads top-down: next step's examples → forests → forward, backward → finite? → clip → update → metrics →
+maybe evaluate, sample, checkpoint → poll for stop. Everything it changes is either in the model, the optimizer, the
+random state or the step number, and a checkpoint holds these four; so a resumed run repeats the lost steps bit for bit.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from tunewright.config.schema import RunConfig
+from tunewright.data.examples import EncodedSet
+from tunewright.data.sampler import Sampler
+from tunewright.engine import checkpoint as checkpoints
+from tunewright.engine.processes import Processes
+from tunewright.engine.schedule import learning_rate_factor
+from tunewright.engine.signals import StopRequest
+from tunewright.engine.tunings import Tuned, trainable, write_weights
+from tunewright.errors import Interrupted, RunError
+from tunewright.forest.build import build_forest, group_by_budget, split_over_processes
+from tunewright.forest.model import ForestModel
+from tunewright.forest.score import score
+from tunewright.objectives import OBJECTIVES
+from tunewright.runs.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step computed, over all processes. `loss` is the weighted mean nll in nats."""
+
+    loss: float
+    grad_norm: float
+    samples: int
+    tokens: int
+    distinct_tokens: int
+    supervised_tokens: int
+
+
+@dataclass
+class Training:
+    """All parts of one training. `step` counts finished steps; `seconds` is time spent in them, over resumes."""
+
+    config: RunConfig
+    run: RunFolder
+    model: Tuned
+    train: EncodedSet
+    validation: EncodedSet
+    forest_tokens: int
+    compute_dtype: torch.dtype
+    data_fingerprint: str
+    processes: Processes
+    on_step: Callable[[dict[str, Any]], None]
+    on_sample: Callable[[int], None]
+    step: int = 0
+    seconds: float = 0.0
+    forest_model: ForestModel = field(init=False)
+    sampler: Sampler = field(init=False)
+    parameters: list[tuple[str, Tensor]] = field(init=False)
+    optimizer: AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.config.train
+        self.forest_model = ForestModel(self.model)
+        self.sampler = Sampler(len(self.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+        self.parameters = trainable(self.model)
+        self.optimizer = AdamW(
+            [parameter for _, parameter in self.parameters],
+            lr=self.config.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def fit(self, stop: StopRequest) -> None:
+        """Train to the last step. Raises Interrupted after writing a checkpoint, RunError on a non-finite step."""
+        total = self.sampler.total_steps
+        if self.step == 0:
+            torch.manual_seed(self.config.train.seed)
+            self._report_start()
+        while self.step < total:
+            began = time.perf_counter()
+            before = checkpoints.random_state()
+            result = self.compute_gradients(self.step, stop)
+            if result is None:
+                checkpoints.restore_random_state(before)
+                self._leave(stop)
+            self._require_finite(result)
+            rate = self._update()
+            self.step += 1
+            self.seconds += time.perf_counter() - began
+            record = self._record(result, rate, time.perf_counter() - began)
+            if self.step % self.config.evaluate_steps == 0 or self.step == total:
+                record |= self._validate()
+                self.on_sample(self.step)
+            self._publish(record)
+            if self.step % self.config.train.save_steps == 0 or self.step == total:
+                self.save()
+            if self.step < total and self.processes.any(bool(stop)):
+                self._leave(stop)
+
+    def compute_gradients(self, step: int, stop: StopRequest | None = None) -> StepResult | None:
+        """Gradients of the 0-based `step` in every `.grad`, or None when a stop request came in between.
+
+        The loss is Σ weight·nll / Σ weight over the step on all processes, so neither the forests nor the
+        processes that compute it change the result.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sequences = [self.train[index] for index in self.sampler.step(step)]
+        total_weight = sum(float(sequence.weights[1:].sum(dtype="float64")) for sequence in sequences)
+        mine = sequences
+        if self.processes.count > 1:
+            mine = [sequences[i] for i in split_over_processes(sequences, self.processes.count)[self.processes.index]]
+        objective = OBJECTIVES[self.config.method.stage]
+        nll = 0.0
+        rows = 0
+        for group in group_by_budget(mine, self.forest_tokens):
+            # Giving a step up half-way is safe alone; with others it must be agreed on, after the step.
+            if stop and self.processes.count == 1:
+                return None
+            forest = build_forest([mine[index] for index in group])
+            with self._arithmetic():
+                loss = objective(self.forest_model, forest)
+            (loss / total_weight).backward()
+            nll += loss.item()
+            rows += len(forest)
+        self.processes.sum_gradients(parameter for _, parameter in self.parameters)
+        nll, rows = self.processes.sum([nll, rows])
+        norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters if p.grad is not None])
+        return StepResult(
+            loss=nll / total_weight,
+            grad_norm=float(norm),
+            samples=len(sequences),
+            tokens=sum(len(sequence) for sequence in sequences),
+            distinct_tokens=int(rows),
+            supervised_tokens=sum(int((sequence.weights[1:] != 0).sum()) for sequence in sequences),
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of the finished steps, then drop the oldest beyond `keep_checkpoints`."""
+        self.processes.wait()
+        if self.processes.is_main:
+            folder = self.run.checkpoints_path
+            checkpoints.save_checkpoint(
+                folder,
+                self.step,
+                lambda path: write_weights(self.model, path),
+                self.parameters,
+                self.optimizer,
+                {"seconds": self.seconds, "data_fingerprint": self.data_fingerprint},
+            )
+            checkpoints.keep_newest(folder, self.config.train.keep_checkpoints)
+        self.processes.wait()
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Go on from a checkpoint whose weights the model already has."""
+        state = checkpoint.state()
+        if state["data_fingerprint"] != self.data_fingerprint:
+            raise RunError(
+                f"the training data of {self.run.path} has changed since {checkpoint.path.name} was written, so the "
+                "run can't go on as it began. Put the data back as it was, or start a new run."
+            )
+        self.step, self.seconds = checkpoint.step, state["seconds"]
+        checkpoints.restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
+        checkpoints.restore_random_state(checkpoints.load_random_state(checkpoint.path))
+        if self.processes.is_main:
+            self.run.rewind(self.step)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Autocast where float32 weights are trained with bfloat16 arithmetic."""
+        weights = self.parameters[0][1].dtype
+        if self.config.method.tuning == "full" and self.compute_dtype != weights:
+            return torch.autocast(self.forest_model.device.type, dtype=self.compute_dtype)
+        return nullcontext()
+
+    def _require_finite(self, result: StepResult) -> None:
+        """Refuse to let a NaN or infinity reach the weights; every process sees the same numbers."""
+        numbers = torch.tensor([result.loss, result.grad_norm], dtype=torch.float64)
+        if torch.isfinite(numbers).all():
+            return
+        places = sorted({str(self.train.places[index]) for index in self.sampler.step(self.step)})
+        raise RunError(
+            f"step {self.step + 1}: the loss is {result.loss:g} and the gradient norm {result.grad_norm:g}, so "
+            "training stopped before the update; the last checkpoint is sound. Lower train.learning_rate, or set "
+            f"model.dtype to float32. The step's examples: {', '.join(places[:8])}{' …' if len(places) > 8 else ''}"
+        )
+
+    def _update(self) -> float:
+        settings = self.config.train
+        factor = learning_rate_factor(self.step, self.sampler.total_steps, settings.warmup, settings.schedule)
+        rate = self.config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters], settings.max_grad_norm)
+        self.optimizer.step()
+        return rate
+
+    def _record(self, result: StepResult, rate: float, seconds: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.sampler.epoch_of(self.step),
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "samples": result.samples,
+            "tokens": result.tokens,
+            "distinct_tokens": result.distinct_tokens,
+            "supervised_tokens": result.supervised_tokens,
+            "step_seconds": seconds,
+            "seconds": self.seconds,
+            "samples_per_second": result.samples / seconds,
+            "tokens_per_second": result.tokens / seconds,
+            "memory_bytes": memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def _report_start(self) -> None:
+        """Validation loss and samples of the untrained model."""
+        record = {"step": 0, "epoch": 0.0, "seconds": 0.0, **self._validate()}
+        if len(record) > 3:
+            self._publish(record)
+        self.on_sample(0)
+
+    def _validate(self) -> dict[str, float]:
+        if not len(self.validation):
+            return {}
+        with self._arithmetic():
+            mean = score(self.model, [self.validation[i] for i in range(len(self.validation))], self.forest_tokens).mean
+        return {"validation_loss": mean}
+
+    def _publish(self, record: dict[str, Any]) -> None:
+        if self.processes.is_main:
+            self.run.append_metrics(record)
+            self.run.write_status("running", self.step, self.sampler.total_steps)
+            self.on_step(record)
+
+    def _leave(self, stop: StopRequest) -> None:
+        if not any(found.step == self.step for found in checkpoints.checkpoints(self.run.checkpoints_path)):
+            self.save()
+        name = stop.signal_name or "another process"
+        raise Interrupted(
+            f"stopped by {name} after step {self.step} of {self.sampler.total_steps}; "
+            f"go on with: tunewright resume {self.run.path}"
+        )
+
+
+def fingerprint(sets: Sequence[EncodedSet]) -> str:
+    """Hash of everything the loop reads of the data."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for one in sets:
+        for array in (one.input_ids, one.weights, one.offsets):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def memory_bytes() -> int:
+    """What this process holds now: memory of the GPU where training uses one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes() -> int:
+    """The most that this process has held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

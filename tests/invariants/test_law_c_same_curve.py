@@ -1,0 +1,93 @@
+"""Law (c): same seed, any forest size and process count: the same loss curve, and that of a plain loop."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine_setup import losses, make_training, run_config, tiny_set, tiny_tuned
+from tunewright.engine.schedule import learning_rate_factor
+from tunewright.engine.signals import StopRequest
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+def curve(folder: Path, tuning: str, dtype: torch.dtype, forest_tokens: int) -> list[float]:
+    config = run_config(tuning)
+    records: list[dict[str, float]] = []
+    make_training(folder, config, tiny_tuned(config, dtype), forest_tokens, records=records).fit(StopRequest())
+    return losses(records)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_forest_size_does_not_change_the_curve(tmp_path: Path, tuning: str, dtype: torch.dtype) -> None:
+    whole = curve(tmp_path / "whole", tuning, dtype, 10**6)
+    assert len(whole) == 20 and whole[-1] < whole[0]
+    for forest_tokens in (1, 40):
+        parts = curve(tmp_path / str(forest_tokens), tuning, dtype, forest_tokens)
+        assert parts == pytest.approx(whole, rel=TOLERANCE[dtype])
+
+
+def test_the_curve_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    """One sequence at a time through the model's own forward, torch's cross-entropy and its own AdamW."""
+    config = run_config("full")
+    forest_curve = curve(tmp_path / "forest", "full", torch.float64, 10**6)
+    model, data = tiny_tuned(config, torch.float64), tiny_set()
+    model.set_attn_implementation("sdpa")
+    sampler = make_training(tmp_path / "order", config, model).sampler
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+    plain_curve = []
+    for step in range(sampler.total_steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(step, 20, config.train.warmup, "cosine")
+        total = torch.zeros((), dtype=torch.float64)
+        weight = 0.0
+        for index in sampler.step(step):
+            ids = torch.from_numpy(data[index].input_ids.astype(np.int64))
+            weights = torch.from_numpy(data[index].weights[1:]).double()
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+            nll = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+            total, weight = total + (nll * weights).sum(), weight + float(weights.sum())
+        optimizer.zero_grad()
+        (total / weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        plain_curve.append(float(total) / weight)
+    # sdpa sums in another order, and 20 AdamW steps amplify the last bits.
+    assert forest_curve == pytest.approx(plain_curve, rel=1e-6)
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+from tests.engine_setup import losses, make_training, run_config, tiny_tuned
+from tunewright.engine.signals import StopRequest
+config = run_config(sys.argv[2])
+records = []
+training = make_training(Path(sys.argv[1]), config, tiny_tuned(config, torch.float64), 40, records=records)
+training.fit(StopRequest())
+if training.processes.is_main:
+    Path(sys.argv[1], "curve.json").write_text(json.dumps(losses(records)))
+"""
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_two_processes_equal_one(tmp_path: Path, tuning: str) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    subprocess.run([*launch, str(worker), str(tmp_path / "two"), tuning], check=True, env=_environment(), timeout=300)
+    two = json.loads((tmp_path / "two" / "curve.json").read_text())
+    assert two == pytest.approx(curve(tmp_path / "one", tuning, torch.float64, 10**6), rel=1e-9)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    here = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here / 'src'}", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,127 @@
+"""Law (d): an interrupted and resumed run equals the uninterrupted one bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.engine_setup import make_training, run_config, tiny_tuned
+from tunewright.config.schema import RunConfig
+from tunewright.engine.checkpoint import Checkpoint, checkpoints, fault
+from tunewright.engine.loop import Training
+from tunewright.engine.signals import StopRequest
+from tunewright.engine.tunings import Tuned, trainable
+from tunewright.errors import Interrupted, RunError
+
+TIMES = {"seconds", "step_seconds", "samples_per_second", "tokens_per_second", "memory_bytes", "peak_memory_bytes"}
+
+
+def resumed_model(config: RunConfig, checkpoint: Checkpoint) -> Tuned:
+    """A model with the checkpoint's weights, through the files alone."""
+    if config.method.tuning == "lora":
+        from tunewright.models.adapters import load_adapter
+
+        plain = run_config("full")
+        return load_adapter(tiny_tuned(plain), checkpoint.path / "adapter", trainable=True)  # type: ignore[arg-type]
+    model = tiny_tuned(config)
+    model.load_state_dict(load_file(checkpoint.path / "model" / "model.safetensors"), strict=False)
+    return model
+
+
+def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in metrics]
+
+
+def stop_at(training: Training, step: int, forests: int = 0) -> None:
+    """Train until a stop request comes at `step`, after `forests` forests of it were computed."""
+    stop = StopRequest()
+    weighted_nll, computed = training.forest_model.weighted_nll, 0
+
+    def counted(forest: Any) -> torch.Tensor:
+        nonlocal computed
+        if training.step == step:
+            computed += 1
+            if computed > forests:
+                stop.signal_name = "SIGTERM"
+        return weighted_nll(forest)
+
+    training.forest_model.weighted_nll = counted  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="tunewright resume"):
+        training.fit(stop)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("step", [1, 9])
+def test_resumed_run_has_the_same_bits(tmp_path: Path, tuning: str, step: int) -> None:
+    """Stopped in the middle of a step in the middle of an epoch, with dropout drawing from the random state."""
+    config = run_config(tuning, dropout=0.3 if tuning == "lora" else 0.0)
+    whole = make_training(tmp_path / "whole", config, tiny_tuned(config), forest_tokens=30)
+    whole.fit(StopRequest())
+
+    stop_at(make_training(tmp_path / "parts", config, tiny_tuned(config), forest_tokens=30), step, forests=1)
+    newest = checkpoints(tmp_path / "parts" / "checkpoints")[0]
+    assert newest.step == step
+    resumed = make_training(tmp_path / "parts", config, resumed_model(config, newest), forest_tokens=30)
+    resumed.restore(newest)
+    resumed.fit(StopRequest())
+
+    for (name, expected), (_, actual) in zip(trainable(whole.model), trainable(resumed.model), strict=True):
+        assert torch.equal(actual, expected), name
+    for file in ("optimizer.safetensors", "random.safetensors"):
+        expected = load_file(tmp_path / "whole" / "checkpoints" / "step-20" / file)
+        actual = load_file(tmp_path / "parts" / "checkpoints" / "step-20" / file)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    assert without_times(resumed.run.metrics()) == without_times(whole.run.metrics())
+
+
+def test_steps_after_the_checkpoint_are_done_again(tmp_path: Path) -> None:
+    """A killed run loses the steps since its newest checkpoint; resuming repeats them and their metrics."""
+    config = run_config("lora", dropout=0.3)
+    whole = make_training(tmp_path, config, tiny_tuned(config))
+    whole.fit(StopRequest())
+    expected = without_times(whole.run.metrics())
+    older = checkpoints(tmp_path / "checkpoints")[1]
+    assert older.step == 14
+    resumed = make_training(tmp_path, config, resumed_model(config, older))
+    resumed.restore(older)
+    assert resumed.run.metrics()[-1]["step"] == 14
+    resumed.fit(StopRequest())
+    assert without_times(resumed.run.metrics()) == expected
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    config = run_config()
+    make_training(tmp_path, config, tiny_tuned(config)).fit(StopRequest())
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    assert newest.step == 20
+    file = newest.path / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert "was changed or damaged" in (fault(newest.path) or "")
+    assert checkpoints(tmp_path / "checkpoints")[0].step == 14
+    file.write_bytes(b"")
+    assert "0 bytes" in (fault(newest.path) or "")
+    (newest.path / "manifest.json").unlink()
+    assert "manifest.json is missing" in (fault(newest.path) or "")
+
+
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    config = run_config()
+    make_training(tmp_path, config, tiny_tuned(config)).fit(StopRequest())
+    other = make_training(tmp_path, config, tiny_tuned(config))
+    other.data_fingerprint = "another"
+    with pytest.raises(RunError, match="training data .* has changed"):
+        other.restore(checkpoints(tmp_path / "checkpoints")[0])
+
+
+def test_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
+    config = run_config()
+    training = make_training(tmp_path, config, tiny_tuned(config))
+    before = [parameter.clone() for _, parameter in training.parameters]
+    weighted_nll = training.forest_model.weighted_nll
+    training.forest_model.weighted_nll = lambda forest: weighted_nll(forest) * float("nan")  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"step 1: the loss is nan .* made-up.jsonl:"):
+        training.fit(StopRequest())
+    assert all(torch.equal(old, new) for old, (_, new) in zip(before, training.parameters, strict=True))
