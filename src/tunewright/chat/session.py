@@ -1,0 +1,85 @@
+"""A conversation: history, system prompt, and what still fits into the model's context. It knows no terminal.
+
+The model is a function from prompt ids to a stream of text pieces that ends with an Answer, so the same session serves
+the command line, the page and tests.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from tunewright.data.examples import Message
+from tunewright.errors import UsageError
+
+if TYPE_CHECKING:
+    from tunewright.models.generate import Answer
+
+Speak = Callable[[list[int]], "Iterator[str | Answer]"]
+
+
+class Template(Protocol):
+    """The one thing a session asks of a ChatTemplate."""
+
+    def prompt_ids(self, messages: list[Message]) -> list[int]: ...
+
+
+class Session:
+    """History of one chat. `context` and `max_new_tokens` are in tokens."""
+
+    def __init__(self, template: Template, system: str | None, context: int, max_new_tokens: int) -> None:
+        self.template = template
+        self.system = system
+        self.context = context
+        self.reserve = min(max_new_tokens, context // 2)  # kept free for the answer
+        self.turns: list[Message] = []
+        self.dropped = 0  # messages forgotten by the latest `prompt`, because the context was full
+
+    @property
+    def messages(self) -> list[Message]:
+        """The system prompt, where there is one, and all turns still remembered."""
+        return ([Message("system", self.system)] if self.system else []) + self.turns
+
+    def reset(self) -> None:
+        self.turns = []
+
+    def withdraw(self) -> None:
+        """Forget a question that will not be answered."""
+        self.turns.pop()
+
+    def prompt(self, question: str) -> list[int]:
+        """Add a question and return the ids to answer, with the oldest turns dropped until an answer fits.
+
+        Raises UsageError, and forgets the question, when it alone is too long.
+        """
+        self.turns.append(Message("user", question))
+        self.dropped = 0
+        ids = self.template.prompt_ids(self.messages)
+        while len(ids) + self.reserve > self.context:
+            if len(self.turns) < 3:
+                self.withdraw()
+                raise UsageError(
+                    f"the question takes {len(ids):,} tokens with its system prompt, and the model's context is "
+                    f"{self.context:,} of which {self.reserve:,} are kept for the answer; shorten it"
+                )
+            del self.turns[:2]  # a question and its answer
+            self.dropped += 2
+            ids = self.template.prompt_ids(self.messages)
+        return ids
+
+    def answer(self, ids: list[int], speak: Speak) -> "Iterator[str | Answer]":
+        """Pass on what `speak(ids)` says and remember it.
+
+        When the listener leaves early, what was said until then is remembered, and a question without a word of answer
+        is forgotten: question and answer always alternate.
+        """
+        said: list[str] = []
+        stream = speak(ids)
+        try:
+            for piece in stream:
+                if isinstance(piece, str):
+                    said.append(piece)
+                yield piece
+        finally:
+            if said:
+                self.turns.append(Message("assistant", "".join(said)))
+            else:
+                self.withdraw()

@@ -1,0 +1,151 @@
+"""Talk to a run or a model in the terminal.
+
+    tunewright chat RUN|MODEL [--checkpoint N] [--base] [--system TEXT] [--temperature T]
+
+A run is asked with the template, system prompt and stop tokens it was trained with. Questions may also come from a
+pipe, one a line; the answers then go to standard output and remarks to standard error.
+"""
+
+import secrets
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunewright.errors import UsageError
+
+if TYPE_CHECKING:
+    from tunewright.chat.partner import Partner
+    from tunewright.chat.session import Session
+    from tunewright.models.generate import Answer
+
+COMMANDS = (
+    "/reset forgets the dialog, /system TEXT changes the system prompt, /base compares with the base, /exit leaves"
+)
+
+
+def chat(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="Run folder, built-in name, model folder, hub id.")
+    ],
+    checkpoint: Annotated[str | None, typer.Option(help="Step number or folder of a checkpoint of the run.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Answer with the base model too, to compare.")] = False,
+    system: Annotated[str | None, typer.Option(help="System prompt, instead of the run's.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed and questions, same answers.")] = None,
+) -> None:
+    """Talk to a run or a model in the terminal."""
+    from tunewright.chat.partner import open_partner
+    from tunewright.chat.session import Session
+
+    partner = open_partner(target, checkpoint)
+    if base and partner.base_folder is None:
+        raise UsageError(f"--base: {target} is no run, so there is no base to compare with")
+    settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    given = {key: value for key, value in settings.items() if value is not None}
+    partner.sampling = partner.sampling.model_copy(update=given)
+    opening = partner.system if system is None else system or None
+    session = Session(partner.template, opening, partner.context, partner.sampling.max_new_tokens)
+    Terminal(partner, session, base, seed).run()
+
+
+class Terminal:
+    """Reads questions and prints answers until the input ends."""
+
+    def __init__(self, partner: "Partner", session: "Session", comparing: bool, seed: int | None) -> None:
+        self.partner = partner
+        self.session = session
+        self.comparing = comparing
+        self.seed = seed
+        self.asked = 0
+        self.interactive = sys.stdin.isatty()
+
+    def run(self) -> None:
+        if self.interactive:
+            self._remark(f"{self.partner.name}. {COMMANDS}; Ctrl-C stops an answer.")
+        for line in self._lines():
+            text = line.strip()
+            if text == "/exit":
+                return
+            if text.startswith("/") and self._command(*text.partition(" ")[::2]):
+                continue
+            if text:
+                self._ask(text)
+
+    def _lines(self) -> Iterator[str]:
+        if not self.interactive:
+            yield from sys.stdin
+            return
+        import readline  # noqa: F401  # importing it gives input() line editing and history
+
+        while True:
+            try:
+                yield input("\nyou: ")
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                self._remark("(/exit or Ctrl-D leaves)")
+
+    def _command(self, name: str, argument: str) -> bool:
+        """Obey a command; False when it is none, for a question may begin with a slash."""
+        if name == "/reset":
+            self.session.reset()
+            self._remark("(the dialog is forgotten)")
+        elif name == "/system":
+            self.session.system = argument.strip() or None
+            self.session.reset()
+            self._remark(f"(system prompt: {self.session.system or 'none'}; the dialog is forgotten)")
+        elif name == "/base" and self.partner.base_folder is None:
+            self._remark("(this model was not tuned here: there is no base to compare with)")
+        elif name == "/base":
+            self.comparing = not self.comparing
+            self._remark(f"(the base model {'answers too' if self.comparing else 'is silent'})")
+        elif self.interactive and " " not in name and not argument:
+            self._remark(f"(no such command; {COMMANDS})")
+        else:
+            return False
+        return True
+
+    def _ask(self, question: str) -> None:
+        try:
+            ids = self.session.prompt(question)
+        except UsageError as error:
+            self._remark(f"({error})")
+            return
+        if self.session.dropped:
+            self._remark(f"(the context is full: the oldest {self.session.dropped} messages are forgotten)")
+        self.asked += 1
+        seed = secrets.randbits(31) if self.seed is None else self.seed + self.asked
+        if self.comparing and not self._print("base: ", self.partner.speak(ids, seed, base=True)):
+            self.session.withdraw()
+            return
+        answer = self.session.answer(ids, lambda ids: self.partner.speak(ids, seed))
+        self._print("tuned: " if self.comparing else "", answer)
+
+    def _print(self, label: str, pieces: "Iterator[str | Answer]") -> bool:
+        """Print an answer as it comes; False when Ctrl-C stopped it. In a pipe Ctrl-C ends the program instead."""
+        try:
+            self._print_all(label, pieces)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            self._remark("\n(stopped)")
+            return False
+        return True
+
+    def _print_all(self, label: str, pieces: "Iterator[str | Answer]") -> None:
+        print(label, end="", flush=True)
+        for piece in pieces:
+            if isinstance(piece, str):
+                print(piece, end="", flush=True)
+            else:
+                print(flush=True)
+                if piece.finish == "length":
+                    self._remark(f"(cut at {len(piece.ids):,} tokens)")
+
+    def _remark(self, text: str) -> None:
+        print(text, file=sys.stdout if self.interactive else sys.stderr, flush=True)
