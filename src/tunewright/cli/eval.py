@@ -1,0 +1,156 @@
+"""Measure a run, base against tuned, or a plain model on your data.
+
+    tunewright eval RUN [--checkpoint N] [--data FILE] [key=value …] [--json]
+    tunewright eval MODEL --data FILE [key=value …] [--json]
+
+A run is measured on what it held out, and its report is written anew. With --checkpoint or --data the numbers are
+only printed: the report stays that of the finished run on its own data.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewright.cli.output import print_json, print_table
+from tunewright.errors import UsageError
+
+if TYPE_CHECKING:
+    from tunewright.config.schema import RunConfig
+    from tunewright.data.encode import Prepared
+    from tunewright.evaluate.evaluation import Material
+    from tunewright.evaluate.report import Report
+    from tunewright.runs.folder import RunFolder
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or any model with --data.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings to change, as evaluate.prompts=64.")
+    ] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(metavar="N", help="Measure the checkpoint of step N instead of the final model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure on this file instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Loss, perplexity, stop and loop rate, base against tuned."""
+    from tunewright.runs.folder import RunFolder, is_run
+
+    if is_run(Path(target)):
+        report = _evaluate_run(RunFolder.open(Path(target)), overrides or [], checkpoint, data)
+    elif data is None:
+        raise UsageError(f"{target} is not a run; to measure a plain model, name the data: --data FILE")
+    elif checkpoint is not None:
+        raise UsageError(f"{target} is not a run, so it has no checkpoints; leave --checkpoint out")
+    else:
+        report = _evaluate_plain(target, overrides or [], data)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: int | None, data: Path | None) -> "Report":
+    from tunewright.config.load import load_config
+    from tunewright.data.encode import prepare
+    from tunewright.evaluate.report import build_report
+    from tunewright.evaluate.run import (
+        data_facts,
+        evaluate_both,
+        evaluate_run,
+        load_tuned,
+        require_same_data,
+        run_facts,
+    )
+    from tunewright.models.dtype import choose_dtype
+    from tunewright.models.load import load_tokenizer
+
+    config = _on_data(load_config(run.config_path, overrides), data)
+    config.data.template = str(run.template_path.absolute())
+    tokenizer = load_tokenizer(run.model_folder)
+    prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
+    if data is None:
+        require_same_data(run, prepared.loaded.sha256)
+    model = load_tuned(run, choose_dtype(config.model.dtype)[0], checkpoint)
+    if data is None and checkpoint is None:
+        return evaluate_run(run, model, tokenizer, prepared, config=config, say=_say)
+    material = _material(config, tokenizer, prepared, all_of_it=data is not None)
+    base, tuned = evaluate_both(run, model, tokenizer, material, say=_say)
+    # the loss curve belongs to the finished run, not to this measurement
+    return build_report(material, base, tuned, run=run_facts(run), data=data_facts(prepared), metrics=[])
+
+
+def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
+    import torch
+
+    from tunewright.config.load import load_config
+    from tunewright.data.encode import prepare
+    from tunewright.evaluate.evaluation import evaluate_model
+    from tunewright.evaluate.report import summary_line
+    from tunewright.models.dtype import choose_dtype
+    from tunewright.models.load import eos_ids, load_model, load_tokenizer
+    from tunewright.models.resolve import resolve_model
+
+    given = {"model": {"name": name}, "data": {"train": str(data)}}
+    config = _on_data(load_config(None, overrides, given), data)
+    folder = resolve_model(config.model, Path.cwd())
+    tokenizer = load_tokenizer(folder.path)
+    prepared = prepare(config, tokenizer, eos_ids(folder.path, tokenizer), Path.cwd())
+    model = load_model(folder.path, choose_dtype(config.model.dtype)[0])
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # see evaluate/run.py
+    material = _material(config, tokenizer, prepared, all_of_it=True)
+    numbers = evaluate_model(model, tokenizer, material).as_json()
+    return {"base": numbers, "summary": summary_line(numbers), "warnings": []}
+
+
+def _on_data(config: "RunConfig", data: Path | None) -> "RunConfig":
+    """The config with all its data replaced by one file, nothing of it held out."""
+    from tunewright.config.schema import SourceConfig
+
+    if data is None:
+        return config
+    if not data.is_file():
+        raise UsageError(f"--data: there is no file {data}")
+    source = config.data.train[0].model_copy(update={"path": str(data.absolute())})
+    # column names and sheet of the run apply to a file of the same kind only
+    fits = Path(config.data.train[0].path).suffix == data.suffix
+    chosen = source if fits else SourceConfig(path=str(data.absolute()))
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"train": [chosen], "validation": None})}, deep=True
+    )
+
+
+def _material(config: "RunConfig", tokenizer: Any, prepared: "Prepared", all_of_it: bool) -> "Material":
+    from tunewright.evaluate.evaluation import gather_material
+
+    sequences = prepared.train if all_of_it else prepared.validation
+    examples = prepared.train_examples if all_of_it else prepared.validation_examples
+    return gather_material(
+        config, tokenizer, prepared.template, prepared.stop_ids, sequences, examples, prepared.train_examples
+    )
+
+
+def _print_report(report: "Report") -> None:
+    from tunewright.evaluate.report import table_rows
+
+    tuned = report.get("tuned")
+    rows = [row[:4] for row in table_rows(report["base"], tuned)]
+    print_table(["", "base", "tuned", "change"] if tuned else ["", "model", "", ""], _aligned(rows))
+    print(f"\n{report['summary']}")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Numbers to the right within their column."""
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        [row[0], *(row[column].rjust(widths[column]) if row[column] else "" for column in (1, 2, 3))] for row in rows
+    ]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
