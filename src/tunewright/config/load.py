@@ -108,7 +108,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def as_override(key: str, value: Any) -> str:
     """A flag's value as an override: `as_override("model", name)` is safe for any text."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{key}={''.join(c if c.isprintable() else f'{chr(92)}U{ord(c):08x}' for c in text)}"
 
 
 def dump_config(config: RunConfig) -> str:
@@ -161,11 +162,17 @@ def to_flow(value: Any) -> str:
 
 
 class _Representer(RoundTripRepresenter):
+    """Null as a word, and control characters, line ends among them, as escapes: plain YAML would change some."""
+
     def represent_none(self, data: None) -> ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:null", "null")
 
+    def represent_str(self, data: str) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
 
 _Representer.add_representer(type(None), _Representer.represent_none)
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def _yaml() -> YAML:
@@ -192,7 +199,7 @@ def _read_text(path: Path) -> str:
 
 def _syntax_message(error: YAMLError, source: str, text: str) -> str:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return f"{source}: this is not YAML: {error}"
+        return f"{source}: this is not YAML: {str(error).splitlines()[0]}"
     line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
     problem = (error.problem or "cannot be read").split(" with value")[0]
     if "'\\t'" in problem:

@@ -45,10 +45,12 @@ def explain(error: ValidationError, origins: dict[Key, str], source: str) -> lis
     sentences: dict[Key, str] = {}
     for details in error.errors():
         union = _union_key(details["loc"])
-        if union is not None and not _is_chosen_branch(details["loc"], union, error):
-            details["loc"] = union
-            details["type"] = "union"
-            details["input"] = _input_of_union(union, error)
+        if union is not None:
+            section, value = _model_at(union), _input_of_union(union, error)
+            if section is None or not isinstance(value, dict):
+                details |= {"loc": union, "type": "union", "input": value}
+            elif details["loc"][len(union)] != section.__name__:
+                continue  # a mapping was given: only its keys are worth a word
         key = _shown_key(details["loc"], origins)
         sentences.setdefault(key, f"{_place(key, origins, source)}: {dotted(key)}: {_sentence(details)}")
     return list(sentences.values())
@@ -89,7 +91,7 @@ def _sentence(details: ErrorDetails) -> str:
     match details["type"]:
         case "missing":
             description = _field_description(loc)
-            return f"is missing; {description[0].lower()}{description[1:]}"
+            return f"is missing: {description}"
         case "extra_forbidden":
             return f"unknown key; {_suggest_key(loc)}"
         case "literal_error":
@@ -114,7 +116,7 @@ def _sentence(details: ErrorDetails) -> str:
             return f"must be less than {context['lt']:g}, not {shown}"
         case "less_than_equal":
             return f"must be at most {context['le']:g}, not {shown}"
-        case "too_short":
+        case "too_short" | "string_too_short":
             return "must not be empty"
         case "list_type":
             return f"must be a list, not {shown}; write [a, b]"
@@ -224,13 +226,6 @@ def _union_key(loc: Key) -> Key | None:
                 if get_origin(annotation) in (Union, UnionType):
                     return loc[:end]
     return None
-
-
-def _is_chosen_branch(loc: Key, union: Key, error: ValidationError) -> bool:
-    """Whether a branch's errors are worth showing: only those of a section, and only when a mapping was given."""
-    branch = loc[len(union)]
-    model = _model_at(union)
-    return model is not None and branch == model.__name__ and isinstance(_input_of_union(union, error), dict)
 
 
 def _input_of_union(union: Key, error: ValidationError) -> Any:

@@ -42,7 +42,7 @@ class ColumnsConfig(Section):
 class SourceConfig(Section):
     """One data file; a plain string in YAML means `{path: …}`."""
 
-    path: str = Field(description="JSON, JSONL, Excel or text file.")
+    path: str = Field(min_length=1, description="JSON, JSONL, Excel or text file.")
     format: Literal["auto", "alpaca", "conversation", "text"] = Field(
         "auto", description="Form of the rows; auto looks at them and shows what it found."
     )
