@@ -114,8 +114,8 @@ def test_warnings_name_what_is_worth_a_look(tmp_path: Path) -> None:
     source = "{# strftime_now #}" + STYLES["chatml"][0].split("{%- if add_generation_prompt")[0]
     (tmp_path / "silent.jinja").write_text(source, encoding="utf-8")
     for template, expected in (
-        ("auto", ["spelled in the text of 1 row", "1 × the first characters"]),
-        ("silent.jinja", ["spelled in the text of 1 row", "no generation prompt", "today's date"]),
+        ("auto", ["the text of 1 row spells special tokens", "1 × the first characters"]),
+        ("silent.jinja", ["the text of 1 row spells special tokens", "no generation prompt", "today's date"]),
     ):
         config = RunConfig.model_validate({"model": "m", "data": {"train": "rows.json", "template": template}})
         prepared = prepare(config, TOKENIZERS["chatml"], [], tmp_path)

@@ -38,7 +38,7 @@ LABEL_WIDTH = 14
 def check(
     config: Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run's config, or a recipe's name.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings to change, as data.max_length=512.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Settings to change, such as data.max_length=512.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -118,7 +118,7 @@ def _sections(facts: "Facts", colored: bool) -> "list[tuple[str, Text]]":
     if facts.failing is not None and facts.failing.place != facts.first.place:
         sections.append(("does not stop", _example(facts.failing, colored)))
     if facts.warnings:
-        sections.append(("look at", Text("\n".join(facts.warnings), "yellow")))
+        sections.append(("look at", Text("\n".join(f"• {warning}" for warning in facts.warnings), "yellow")))
     return sections
 
 

@@ -143,10 +143,11 @@ def _lengths(lengths: np.ndarray) -> Lengths:
 def _warnings(prepared: Prepared) -> list[str]:
     """What is no fault, but worth a look before training."""
     warnings = []
-    if prepared.spells_special:
+    spelling = prepared.spells_special
+    if spelling:
         warnings.append(
-            f"special tokens are spelled in the text of {len(prepared.spells_special):,} row(s) and will be read as "
-            f"such, first at {prepared.spells_special[0]}"
+            f"the text of {len(spelling):,} {'row' if len(spelling) == 1 else 'rows'} spells special tokens, "
+            f"which will be read as such; first at {spelling[0]}"
         )
     if prepared.straddling:
         warnings.append(
