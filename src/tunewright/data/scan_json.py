@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tunewright.errors import UsageError
 
-KEEP = 1 << 20  # characters already read that may stay in the buffer before they are cut off
+KEEP = 1 << 18
 CONTEXT = 40  # characters shown on each side of a fault
 SLACK = 16  # a fault this close to the end of the buffer may only mean that more text is needed
 
@@ -32,13 +32,13 @@ EXPECTED = (
 )
 
 
-def scan_rows(pieces: Iterator[str], name: str) -> Iterator[tuple[dict[str, Any], int]]:
+def scan_rows(pieces: Iterator[str], name: str, keep: int = KEEP) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield each object and the 1-based line of its opening brace.
 
-    `name` is how messages call the file. Raises UsageError with line, column and excerpt where the text is not JSON,
-    or where a row is anything but an object.
+    `name` is how messages call the file, `keep` how many characters already read may wait to be forgotten. Raises
+    UsageError with line, column and excerpt where the text is not JSON, or where a row is anything but an object.
     """
-    text = _Buffer(pieces, name)
+    text = _Buffer(pieces, name, keep)
     opening = text.peek()
     if opening == "[":
         yield from _array(text)
@@ -54,7 +54,10 @@ def _array(text: "_Buffer") -> Iterator[tuple[dict[str, Any], int]]:
         text.position += 1
     else:
         while True:
-            if text.peek() != "{":
+            opening = text.peek()
+            if opening == "]":
+                text.fail("expected no comma before the closing bracket")
+            if opening != "{":
                 text.fail("expected a row as an object { … }")
             yield text.take_object()
             separator = text.peek()
@@ -79,21 +82,24 @@ def _sequence(text: "_Buffer") -> Iterator[tuple[dict[str, Any], int]]:
 
 
 class _Buffer:
-    """A window on the text: `position` is where reading stands, `line` its line, counted as the window moves."""
+    """A window on the text: `position` is where reading stands, `token_end` where the token before it ended."""
 
-    def __init__(self, pieces: Iterator[str], name: str) -> None:
+    def __init__(self, pieces: Iterator[str], name: str, keep: int) -> None:
         self.pieces = pieces
         self.name = name
+        self.keep = keep
         self.text = ""
         self.ended = False
         self.position = 0
-        self.counted = 0  # newlines before this index are in `line`
+        self.token_end = 0
+        self.counted = 0  # the newlines before this index are in `line`
         self.line = 1
-        self.line_start = 0  # index where the line at `counted` begins; negative once it has left the window
+        self.line_start = 0  # index where that line begins; negative once it has left the window
         self.decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """Skip white space; the next character, or "" at the end of the file."""
+        self.token_end = self.position
         while True:
             if found := WRITTEN.search(self.text, self.position):
                 self.position = found.start()
@@ -103,45 +109,44 @@ class _Buffer:
                 return ""
 
     def take_object(self) -> tuple[dict[str, Any], int]:
-        """Decode the object that begins at `position`, reading on as far as needed."""
+        """Decode the object that begins at `position`, reading on as far as needed; the object and its line."""
         self._count(self.position)
         line = self.line
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.text, self.position)
+                value, self.position = self.decoder.raw_decode(self.text, self.position)
+                return value, line
             except json.JSONDecodeError as fault:
-                more = fault.msg.startswith("Unterminated") or fault.pos >= len(self.text) - SLACK
-                if more and self._extend():
-                    continue
-                self.position = max(fault.pos, self.position)
-                self._explain(fault.msg)
+                cut = fault.msg.startswith("Unterminated") or fault.pos >= len(self.text) - SLACK
+                offset = fault.pos - self.position  # reading on may move the window
+                if not (cut and self._extend()):
+                    self._explain(fault.msg, self.position + offset)
             except RecursionError:
                 self.fail("expected a row that is not nested this deeply")
             except ValueError:  # Python's guard against integers of thousands of digits
                 self.fail("expected no number as long as the one in this row; put it in quotes")
-            else:
-                self.position = end
-                return value, line
 
     def fail(self, expected: str, after_last_token: bool = False) -> NoReturn:
-        """Raise UsageError for the text at `position`, or right behind the token before it."""
-        ends = self.ended and not WRITTEN.search(self.text, self.position)
-        if after_last_token or ends:
-            self.position = max(len(self.text[: self.position].rstrip(" \t\r\n")), self.counted)
-        if ends:
-            expected += ", but the file ends"
+        """Raise UsageError for the text at `position`, or at the end of the token before it."""
+        while not (len(self.text) - self.position > CONTEXT and WRITTEN.search(self.text, self.position)):
+            if not self._extend():
+                break
+        ends = not WRITTEN.search(self.text, self.position)
+        if ends or after_last_token:
+            self.position = self.token_end
         self._count(self.position)
         column = self.position - self.line_start + 1
-        before = self.text[max(self.line_start, self.position - CONTEXT, 0) : self.position]
-        after = self.text[self.position : self.position + CONTEXT].split("\n")[0]
-        shown = "".join(
-            c if c.isprintable() else "\N{MIDDLE DOT}" for c in f"{before.lstrip()} <here> {after.rstrip()}"
-        )
-        raise UsageError(f"{self.name}, line {self.line}, column {column}: malformed JSON, {expected}: {shown.strip()}")
+        before = self.text[max(self.line_start, self.position - CONTEXT, 0) : self.position].strip()
+        after = self.text[self.position : self.position + CONTEXT].split("\n")[0].strip()
+        shown = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in f"{before} <here> {after}".strip())
+        end = ", but the file ends" if ends else ""
+        raise UsageError(f"{self.name}, line {self.line}, column {column}: malformed JSON, {expected}{end}: {shown}")
 
-    def _explain(self, message: str) -> NoReturn:
-        comma_before = self.text[: self.position].rstrip(" \t\r\n").endswith(",")
-        if self.text[self.position : self.position + 1] in ("}", "]") and comma_before:
+    def _explain(self, message: str, position: int) -> NoReturn:
+        """Fail in our words for what the decoder says about the text at `position`."""
+        self.position = position
+        self.token_end = len(self.text[:position].rstrip(" \t\r\n"))
+        if self.text[position : position + 1] in ("}", "]") and self.text[self.token_end - 1] == ",":
             self.fail("expected no comma before the closing bracket")
         expected = next((ours for theirs, ours in EXPECTED if message.startswith(theirs)), message)
         self.fail(expected, after_last_token=message.startswith("Expecting ','"))
@@ -153,24 +158,24 @@ class _Buffer:
         self._drop()
         wanted = len(self.text) - self.position
         parts = [self.text]
-        while not self.ended:
+        while wanted >= 0 and not self.ended:
             piece = next(self.pieces, "")
             self.ended = not piece
             parts.append(piece)
-            wanted -= len(piece)
-            if piece and wanted <= 0:
-                break
+            wanted -= max(len(piece), 1)
         added = len(parts) > 2 or not self.ended
         self.text = "".join(parts)
         return added
 
     def _drop(self) -> None:
         """Forget what has been read, except a little that an excerpt may show."""
-        cut = self.position - CONTEXT
-        if cut > KEEP // 2:
-            self._count(self.position)
+        needed = min(self.position, self.token_end)
+        cut = needed - CONTEXT
+        if cut > self.keep:
+            self._count(needed)
             self.text = self.text[cut:]
             self.position -= cut
+            self.token_end -= cut
             self.counted -= cut
             self.line_start -= cut
 
@@ -179,4 +184,4 @@ class _Buffer:
         if newlines:
             self.line += newlines
             self.line_start = self.text.rfind("\n", self.counted, until) + 1
-        self.counted = until
+        self.counted = max(self.counted, until)

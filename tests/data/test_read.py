@@ -1,0 +1,365 @@
+"""Files of every kind are read row by row with their places, and every fault of a file is one clear sentence."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunewright.config.schema import SourceConfig
+from tunewright.data.examples import Place
+from tunewright.data.read import read_rows
+from tunewright.errors import UsageError
+
+ROWS = [{"q": "你是谁？", "a": "我是莞嫔。"}, {"q": "hi", "a": "ho"}]
+GBK_TEXT = '{"q": "hi", "a": "ho"}\n{"q": "你是谁？", "a": "——我是“莞嫔”。"}\n'
+
+
+def read(path: Path, **settings: Any) -> list[tuple[dict[str, Any], Place]]:
+    return list(read_rows(SourceConfig(path=path.name, **settings), path.parent))
+
+
+def complaint(path: Path, **settings: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        read(path, **settings)
+    return str(caught.value)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_sheet(path: Path, *rows: list[Any], title: str = "Sheet1") -> Path:
+    book = openpyxl.Workbook()
+    page = book.active
+    page.title = title
+    for row in rows:
+        page.append(row)
+    book.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "ROWS.JSON"])
+@pytest.mark.parametrize("lines", [True, False])
+def test_json_and_json_lines_are_read_whatever_the_ending(tmp_path: Path, name: str, lines: bool) -> None:
+    texts = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    path = write(tmp_path / name, "\n".join(texts) if lines else "[\n" + ",\n".join(texts) + "]")
+    first = 1 if lines else 2
+    assert read(path) == [(ROWS[0], Place(name, first)), (ROWS[1], Place(name, first + 1))]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", None),
+        ("utf-32", None),
+        ("utf-16", "utf-16"),
+        ("utf-16-be", "utf-16-be"),
+        ("gb18030", "gb18030"),
+        ("gb18030", "GBK"),
+        ("big5", "big5"),
+    ],
+)
+def test_encodings(tmp_path: Path, encoding: str, declared: str | None) -> None:
+    row = {"q": "你是誰", "a": "我是甄嬛" if "b" not in encoding else "我是"}
+    path = write(tmp_path / "rows.json", json.dumps([row], ensure_ascii=False).encode(encoding))
+    assert read(path, encoding=declared) == [(row, Place("rows.json", 1))]
+
+
+def test_text_file_has_a_row_for_each_written_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "wiki.txt", "one\r\n\n   \ntwo\u2028still two\nthree")
+    assert read(path) == [
+        ({"text": "one"}, Place("wiki.txt", 1)),
+        ({"text": "two\u2028still two"}, Place("wiki.txt", 4)),
+        ({"text": "three"}, Place("wiki.txt", 5)),
+    ]
+
+
+def test_sheet_becomes_text_with_row_numbers(tmp_path: Path) -> None:
+    import datetime
+
+    path = write_sheet(
+        tmp_path / "q.xlsx",
+        [],
+        [" q ", "a", None, "when"],
+        ["你好", 3.0, None, datetime.datetime(2024, 5, 1)],
+        [],
+        [None, "  ", None],
+        [1.5, True, "beyond", datetime.datetime(2024, 5, 1, 10, 30)],
+        ["only", None],
+        ["fault", "#N/A"],
+        [],
+    )
+    assert read(path) == [
+        ({"q": "你好", "a": "3", "when": "2024-05-01"}, Place("q.xlsx", 3)),
+        ({"q": "1.5", "a": "TRUE", "when": "2024-05-01 10:30:00", "(column C)": "beyond"}, Place("q.xlsx", 6)),
+        ({"q": "only", "a": None, "when": None}, Place("q.xlsx", 7)),
+        ({"q": "fault", "a": None, "when": None}, Place("q.xlsx", 8)),
+    ]
+
+
+def test_named_sheet_and_max_samples(tmp_path: Path) -> None:
+    path = write_sheet(tmp_path / "q.xlsx", ["q", "a"], ["first", "sheet"])
+    book = openpyxl.load_workbook(path)
+    page = book.create_sheet("更多")
+    for row in (["q", "a"], [1, 2], [3, 4], [5, 6]):
+        page.append(row)
+    book.save(path)
+    assert [row for row, _ in read(path, sheet="更多", max_samples=2)] == [{"q": "1", "a": "2"}, {"q": "3", "a": "4"}]
+    assert [row for row, _ in read(path)] == [{"q": "first", "a": "sheet"}]
+
+
+def test_home_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "rows.json", json.dumps(ROWS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/rows.json", str(tmp_path / "rows.json")):
+        assert len(list(read_rows(SourceConfig(path=path), Path("elsewhere")))) == 2
+
+
+def test_rows_are_streamed(tmp_path: Path) -> None:
+    """The fault at the end of a long file is met only when reading gets there."""
+    path = write(tmp_path / "rows.jsonl", '{"q": "hi", "a": "ho"}\n' * 200_000 + "{broken")
+    rows = read_rows(SourceConfig(path=path.name), tmp_path)
+    assert next(rows)[1] == Place("rows.jsonl", 1)
+    with pytest.raises(UsageError, match="rows.jsonl, line 200001, column 2: malformed JSON"):
+        list(rows)
+
+
+BAD_FILES: list[tuple[str, bytes | str | None, dict[str, Any], str]] = [
+    # name, content (None for no file), settings, message
+    ("rows.json", "", {}, "rows.json is empty"),
+    ("rows.json", " \n", {}, "rows.json holds no rows"),
+    ("rows.json", "[]", {}, "rows.json holds no rows"),
+    ("rows.txt", "\n\n", {}, "rows.txt holds no rows"),
+    ("rows.json", b"\xef\xbb\xbf", {}, "rows.json holds no rows"),
+    (
+        "rows.csv", "q,a\n", {},
+        "rows.csv: files ending in .csv can't be read; use one of .json, .jsonl, .xlsx, .xlsm, .txt",
+    ),
+    ("rows", "[]", {}, "rows: files without an ending can't be read; use one of .json, .jsonl, .xlsx, .xlsm, .txt"),
+    ("rows.xls", b"\xd0\xcf\x11\xe0", {}, "rows.xls is in the old Excel format: save it as .xlsx"),
+    (
+        "rows.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1", {},
+        "rows.xlsx is locked by a password or an old .xls file: save it as .xlsx without a password",
+    ),
+    (
+        "rows.xlsx", b"no workbook", {},
+        "rows.xlsx is not a readable Excel workbook (File is not a zip file): "
+        "open it in Excel and save it again as .xlsx",
+    ),
+    (
+        "rows.xlsx", "", {},
+        "rows.xlsx is not a readable Excel workbook (File is not a zip file): "
+        "open it in Excel and save it again as .xlsx",
+    ),
+    ("rows.json", "[]", {"sheet": "A"}, "data.train.sheet is for Excel files, which rows.json is not: remove that key"),
+    (
+        "rows.xlsx", "", {"encoding": "gbk"},
+        "data.train.encoding is for text files, but rows.xlsx is an Excel file: remove that key",
+    ),
+    (
+        "rows.json", GBK_TEXT.encode("gb18030"), {},
+        "rows.json, line 2, column 8: byte 0xc4 is not utf-8. "
+        "This looks like GBK: set data.train.encoding: gb18030",
+    ),
+    (
+        "rows.txt", "Un café\n à la crème".encode("latin-1"), {},
+        "rows.txt, line 1, column 7: byte 0xe9 is not utf-8: "
+        "save the file as UTF-8, or name its encoding in data.train.encoding",
+    ),
+    (
+        "rows.json", b'\xef\xbb\xbf{"q": "\xff"}', {},
+        "rows.json, line 1, column 8: byte 0xff is not utf-8: "
+        "save the file as UTF-8, or name its encoding in data.train.encoding",
+    ),
+    (
+        "rows.json", b'[\n{"q": "\xff"}]', {"encoding": "gb18030"},
+        "rows.json, line 2, column 8: byte 0xff is not gb18030, which data.train.encoding names: "
+        "set the encoding that the file was saved with",
+    ),
+    (
+        "rows.json", '{"q": "é"}'.encode(), {"encoding": "ascii"},
+        "rows.json, line 1, column 8: byte 0xc3 is not ascii, which data.train.encoding names: "
+        "set the encoding that the file was saved with",
+    ),
+    (
+        "rows.json", "{}".encode("utf-16-le"), {},
+        "rows.json looks like UTF-16 without a byte-order mark: set data.train.encoding: utf-16-le",
+    ),
+    (
+        "rows.json", '{"q": "hi"}'.encode("utf-16")[:-1], {},
+        "rows.json, line 1, column 11: byte 0x7d is not utf-16: "
+        "save the file as UTF-8, or name its encoding in data.train.encoding",
+    ),
+    (
+        "rows.json", b"\xef\xbb\xbf[]", {"encoding": "gbk"},
+        "rows.json begins with the byte-order mark of utf-8, but data.train.encoding says gbk: remove that key",
+    ),
+    *(
+        (
+            "rows.json", "[]", {"encoding": name},
+            f"data.train.encoding: {name!r} is no text encoding known here; "
+            "common ones are utf-8, gb18030, big5, utf-16",
+        )
+        for name in ("utf8mb4", "base64", "\0")
+    ),
+    ("huanhaun.json", None, {}, "data.train: huanhaun.json does not exist in {folder}; did you mean 'huanhuan.json'?"),
+    ("HUANHUAN", None, {}, "data.train: HUANHUAN does not exist in {folder}; did you mean 'huanhuan.json'?"),
+    ("zzz.json", None, {}, "data.train: zzz.json does not exist in {folder}"),
+    ("nul\0.json", None, {}, "data.train: nul\0.json does not exist in {folder}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "settings", "message"), BAD_FILES)
+def test_bad_file(
+    tmp_path: Path, name: str, content: bytes | str | None, settings: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "huanhuan.json", "[]")
+    if content is not None:
+        write(tmp_path / name, content)
+    assert complaint(tmp_path / name, **settings) == message.format(folder=tmp_path.resolve())
+
+
+def test_folder_is_not_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus.json"
+    folder.mkdir()
+    assert complaint(folder) == "data.train: corpus.json is a folder, name a file"
+    write(folder / "b.json", "")
+    write(folder / "a.xlsx", "")
+    write(folder / "notes.md", "")
+    assert complaint(folder) == "data.train: corpus.json is a folder, name a file; it holds a.xlsx, b.json"
+
+
+def test_missing_folder_and_long_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        list(read_rows(SourceConfig(path="gone/rows.json"), tmp_path, "data.validation"))
+    folder = tmp_path / "gone"
+    assert str(caught.value) == f"data.validation: gone/rows.json does not exist, nor does the folder {folder}"
+    assert complaint(tmp_path / ("x" * 300)) == f"data.train: {'x' * 300} can't be read: File name too long"
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([["q", "a"]], {}, "q.xlsx holds no rows"),
+        ([], {}, "q.xlsx holds no rows"),
+        (
+            [["q", "a"], ["hi", "ho"]],
+            {"sheet": "sheet 1"},
+            "data.train.sheet: q.xlsx has no sheet 'sheet 1', it has Sheet1; did you mean 'Sheet1'?",
+        ),
+        (
+            [["q", "a", "q"], ["hi", "ho", "hum"]],
+            {},
+            "q.xlsx, row 1: columns A and C are both named 'q': rename one of them",
+        ),
+    ],
+)
+def test_bad_sheet(tmp_path: Path, rows: list[list[Any]], settings: dict[str, Any], message: str) -> None:
+    assert complaint(write_sheet(tmp_path / "q.xlsx", *rows), **settings) == message
+
+
+def only_usage_errors(path: Path, **settings: Any) -> None:
+    try:
+        for row, place in read(path, **settings):
+            assert isinstance(row, dict)
+            assert place.line >= 1
+    except UsageError as fault:
+        assert str(fault)
+
+
+fuzzed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@fuzzed
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(["rows.json", "rows.jsonl", "rows.txt"]),
+    st.sampled_from([None, "utf-8", "gb18030", "utf-16", "utf-7", "idna", "undefined", "shift_jis", "cp1252"]),
+)
+def test_random_bytes_only_raise_usage_errors(tmp_path: Path, content: bytes, name: str, encoding: str | None) -> None:
+    only_usage_errors(write(tmp_path / name, content), encoding=encoding)
+
+
+@fuzzed
+@given(st.binary(max_size=200))
+def test_random_workbooks_only_raise_usage_errors(tmp_path: Path, content: bytes) -> None:
+    only_usage_errors(write(tmp_path / "q.xlsx", content))
+
+
+@fuzzed
+@given(st.data())
+def test_damaged_workbooks_only_raise_usage_errors(tmp_path: Path, workbook: bytes, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(workbook)))
+    damage = data.draw(st.binary(min_size=1, max_size=8))
+    with warnings.catch_warnings():  # zipfile's, about a name that the damage made appear twice
+        warnings.simplefilter("ignore")
+        only_usage_errors(write(tmp_path / "q.xlsx", workbook[:start] + damage + workbook[start + len(damage) :]))
+
+
+@fuzzed
+@given(st.data())
+def test_damaged_parts_of_a_workbook_only_raise_usage_errors(
+    tmp_path: Path, workbook: bytes, data: st.DataObject
+) -> None:
+    """Damage inside the compressed XML, where a checksum would hide it."""
+    import io
+    import zipfile
+
+    source = zipfile.ZipFile(io.BytesIO(workbook))
+    part = data.draw(st.sampled_from(source.namelist()))
+    content = source.read(part)
+    start = data.draw(st.integers(0, len(content)))
+    cut = data.draw(st.integers(0, 30))
+    damage = data.draw(st.binary(max_size=4) | st.sampled_from([b"999999999", b'"', b"<c>", b"-1", b"ZZZZ"]))
+    with zipfile.ZipFile(tmp_path / "q.xlsx", "w") as target:
+        for name in source.namelist():
+            damaged = content[:start] + damage + content[start + cut :]
+            target.writestr(name, damaged if name == part else source.read(name))
+    only_usage_errors(tmp_path / "q.xlsx")
+
+
+@pytest.fixture(scope="module")
+def workbook(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("workbook") / "q.xlsx"
+    return write_sheet(path, ["q", "a"], ["hi", 1.5], ["ho", True], ["你好", None]).read_bytes()
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=5))
+@fuzzed
+def test_every_encoding_gives_the_same_rows(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
+    rows = [{"q": question, "a": answer} for question, answer in pairs]
+    text = json.dumps(rows, ensure_ascii=False, indent=1)
+    ways: list[tuple[str, str | None]] = [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("gb18030", "gb18030"),
+    ]
+    for encoding, declared in ways:
+        found = read(write(tmp_path / "rows.json", text.encode(encoding)), encoding=declared)
+        assert found == [(row, Place("rows.json", 2 + 4 * index)) for index, row in enumerate(rows)]
+
+
+def test_bad_byte_is_found_beyond_the_first_megabyte(tmp_path: Path) -> None:
+    content = '{"q": "字"}\n'.encode() * 200_000 + b'{"q": "\xc4\xe3"}'
+    path = write(tmp_path / "rows.jsonl", content)
+    assert complaint(path).startswith("rows.jsonl, line 200001, column 8: byte 0xc4 is not utf-8: save the file")
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Callable[..., Any]:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "rows.json", "[]")
+    monkeypatch.setattr(Path, "open", refuse)  # a mode bit would not stop a test that runs as root
+    assert complaint(path) == "rows.json can't be read: Permission denied"
