@@ -1,12 +1,11 @@
 """Turn pydantic's errors about a config into sentences: place, dotted key, what is wrong, what to write instead."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from tunewright.config.schema import RunConfig
 
@@ -85,7 +84,7 @@ def _shown_key(loc: Key, origins: dict[Key, str]) -> Key:
     return found if found and found[-1] == loc[-1] else loc
 
 
-def _sentence(details: ErrorDetails) -> str:
+def _sentence(details: Mapping[str, Any]) -> str:
     value, context, loc = details["input"], details.get("ctx", {}), details["loc"]
     shown = f"{value!r}" if isinstance(value, str) else _spell(value)
     match details["type"]:

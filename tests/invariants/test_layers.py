@@ -1,0 +1,99 @@
+"""Dependencies go down, verbs start fast, and every package that is imported is declared."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+SOURCE = Path(__file__).parents[2] / "src" / "tunewright"
+
+# The arrows of the design from the bottom up: a room imports rooms of its own row and of the rows before it.
+ROWS = [
+    {"errors", "recipes", ""},  # "" is the package itself: __version__
+    {"config"},
+    {"data", "models", "forest", "objectives"},
+    {"runs", "engine", "evaluate", "chat", "export"},
+    {"cli"},
+    {"__main__"},
+]
+ROW = {name: number for number, row in enumerate(ROWS) for name in row}
+
+HEAVY = {"torch", "transformers", "peft", "accelerate", "matplotlib", "pyarrow", "openpyxl", "tensorboard", "gguf"}
+
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Each imported module of a file, and whether it is imported at once when the file is (not inside a function)."""
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(encoding="utf-8")), True)]
+    while pending:
+        node, at_once = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
+            yield from ((f"{node.module}.{alias.name}", at_once) for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _type_checking(node)
+            pending.append((child, at_once and not inside))
+
+
+def _type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def room(module: str) -> str:
+    """`config` for tunewright.config.load, "" for tunewright itself."""
+    name = [*module.split("."), ""][1]
+    return name if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file() else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_nothing_imports_upwards(path: Path) -> None:
+    own = room("tunewright." + path.relative_to(SOURCE).with_suffix("").parts[0])
+    for module, _ in imports(path):
+        if module.split(".")[0] == "tunewright":
+            assert ROW[room(module)] <= ROW[own], f"{own or 'tunewright'} must not import {module}"
+
+
+def test_no_module_needs_itself() -> None:
+    names = {path: ".".join(("tunewright", *path.relative_to(SOURCE).with_suffix("").parts)) for path in MODULES}
+    known = set(names.values())
+    needs = {
+        name: {found for module, _ in imports(path) for found in (module, module.rpartition(".")[0]) if found in known}
+        for path, name in names.items()
+    }
+    while free := {name for name, needed in needs.items() if not needed & set(needs)}:
+        for name in free:
+            del needs[name]
+    assert not needs, f"these import each other in a circle: {sorted(needs)}"
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("cli/*.py")), ids=lambda path: path.stem)
+def test_verbs_import_heavy_packages_only_when_they_work(path: Path) -> None:
+    at_once = {module.split(".")[0] for module, now in imports(path) if now}
+    assert not at_once & HEAVY
+
+
+def test_every_imported_package_is_declared_and_every_declared_one_pinned() -> None:
+    root = SOURCE.parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    distributions = packages_distributions()
+    for path in MODULES:
+        for module, _ in imports(path):
+            top = module.split(".")[0]
+            if top == "tunewright" or top in sys.stdlib_module_names:
+                continue
+            owners = {canonicalize_name(owner) for owner in distributions[top]}
+            assert owners & declared, f"{path.name} imports {top}, which pyproject.toml does not declare"
+    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    development = {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"]["dev"]}
+    assert declared | development <= pinned
