@@ -3,8 +3,8 @@
     tunewright eval RUN [--checkpoint N] [--data FILE] [key=value …] [--json]
     tunewright eval MODEL --data FILE [key=value …] [--json]
 
-A run is measured on what it held out, and its report is written anew. With --checkpoint or --data the numbers are
-only printed: the report stays that of the finished run on its own data.
+A run is measured on what it held out, and its report is written anew. With --checkpoint or --data, and for a run that
+is not finished, the numbers are only printed: the report is that of the finished run on its own data.
 """
 
 import sys
@@ -31,7 +31,7 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[key=value …]", help="Settings to change, as evaluate.prompts=64.")
     ] = None,
     checkpoint: Annotated[
-        int | None, typer.Option(metavar="N", help="Measure the checkpoint of step N instead of the final model.")
+        str | None, typer.Option(metavar="N", help="Measure the checkpoint of step N instead of the final model.")
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure on this file instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -53,7 +53,8 @@ def evaluate(
         _print_report(report)
 
 
-def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: int | None, data: Path | None) -> "Report":
+def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None, data: Path | None) -> "Report":
+    from tunewright.chat.partner import load_tuned, weights_folder
     from tunewright.config.load import load_config
     from tunewright.data.encode import prepare
     from tunewright.evaluate.report import build_report
@@ -61,21 +62,24 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: int | None
         data_facts,
         evaluate_both,
         evaluate_run,
-        load_tuned,
+        on_device,
         require_same_data,
         run_facts,
     )
     from tunewright.models.dtype import choose_dtype
     from tunewright.models.load import load_tokenizer
 
+    weights, which = weights_folder(run, checkpoint)
     config = _on_data(load_config(run.config_path, overrides), data)
-    config.data.template = str(run.template_path.absolute())
+    if run.template_source.strip():  # empty for raw text with a model that has no template
+        config.data.template = str(run.template_path.absolute())
     tokenizer = load_tokenizer(run.model_folder)
     prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
     if data is None:
         require_same_data(run, prepared.loaded.sha256)
-    model = load_tuned(run, choose_dtype(config.model.dtype)[0], checkpoint)
-    if data is None and checkpoint is None:
+    _say(f"{run.path}: {which}")
+    model = on_device(load_tuned(run, weights, choose_dtype(config.model.dtype)[0]))
+    if data is None and weights == run.path:
         return evaluate_run(run, model, tokenizer, prepared, config=config, say=_say)
     material = _material(config, tokenizer, prepared, all_of_it=data is not None)
     base, tuned = evaluate_both(run, model, tokenizer, material, say=_say)
@@ -84,12 +88,11 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: int | None
 
 
 def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
-    import torch
-
     from tunewright.config.load import load_config
     from tunewright.data.encode import prepare
     from tunewright.evaluate.evaluation import evaluate_model
     from tunewright.evaluate.report import summary_line
+    from tunewright.evaluate.run import on_device
     from tunewright.models.dtype import choose_dtype
     from tunewright.models.load import eos_ids, load_model, load_tokenizer
     from tunewright.models.resolve import resolve_model
@@ -99,8 +102,7 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     folder = resolve_model(config.model, Path.cwd())
     tokenizer = load_tokenizer(folder.path)
     prepared = prepare(config, tokenizer, eos_ids(folder.path, tokenizer), Path.cwd())
-    model = load_model(folder.path, choose_dtype(config.model.dtype)[0])
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # see evaluate/run.py
+    model = on_device(load_model(folder.path, choose_dtype(config.model.dtype)[0]))
     material = _material(config, tokenizer, prepared, all_of_it=True)
     numbers = evaluate_model(model, tokenizer, material).as_json()
     return {"base": numbers, "summary": summary_line(numbers), "warnings": []}
@@ -137,19 +139,18 @@ def _print_report(report: "Report") -> None:
     from tunewright.evaluate.report import table_rows
 
     tuned = report.get("tuned")
-    rows = [row[:4] for row in table_rows(report["base"], tuned)]
-    print_table(["", "base", "tuned", "change"] if tuned else ["", "model", "", ""], _aligned(rows))
+    head = ("", "base", "tuned", "change") if tuned else ("", "model", "", "")
+    first, *rest = _aligned([head, *(row[:4] for row in table_rows(report["base"], tuned))])
+    print_table(first, rest)
     print(f"\n{report['summary']}")
     for warning in report["warnings"]:
         print(f"warning: {warning}")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Numbers to the right within their column."""
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return [
-        [row[0], *(row[column].rjust(widths[column]) if row[column] else "" for column in (1, 2, 3))] for row in rows
-    ]
+    """Numbers and their heads to the right within their column; a column with nothing in it stays empty."""
+    widths = [0, *(max(len(row[column]) for row in rows[1:]) for column in (1, 2, 3))]
+    return [[text.rjust(width) if width else text for text, width in zip(row, widths, strict=True)] for row in rows]
 
 
 def _say(line: str) -> None:

@@ -22,6 +22,8 @@ SHOWN_ANSWERS = 6  # questions in report.md; report.json has all
 SHOWN_CHARACTERS = 400
 RECENT_STEPS = 10  # training loss is noisy: the report gives the mean of so many
 
+TUNINGS = {"lora": "LoRA", "full": "full tuning"}
+
 # key, name, format and meaning of each number in the tables
 MEANINGS: tuple[tuple[str, str, str, str], ...] = (
     ("validation_loss", "validation loss", ".3f", "mean surprise per held-out answer token, in nats; lower is better"),
@@ -133,7 +135,9 @@ def find_warnings(report: Report, metrics: Sequence[Mapping[str, Any]], material
             "so the rates flatter it. Set data.validation."
         )
     elif 0 < len(material.questions) < 16:
-        found.append(f"The rates rest on {len(material.questions)} held-out questions only; raise data.validation.")
+        found.append(
+            f"The rates rest on {len(material.questions)} held-out questions only: one answer more or less moves them."
+        )
     return found
 
 
@@ -170,7 +174,7 @@ def table_rows(base: Mapping[str, Any], tuned: Mapping[str, Any] | None) -> list
         if before is None and after is None:
             continue
         change = _change(after - before, form) if before is not None and after is not None else ""
-        rows.append((name, _format(before, form), _format(after, form), change, meaning))
+        rows.append((name, _format(before, form), _format(after, form) if tuned is not None else "", change, meaning))
     return rows
 
 
@@ -193,14 +197,14 @@ def render_markdown(report: Report) -> str:
 def _what_was_trained(run: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     verb = {"sft": "learnt answers", "pt": "continued pre-training"}[run["stage"]]
     lines = [
-        f"**{run['model']}** {verb} by {run['tuning']} tuning from {', '.join(data['sources'])}: "
+        f"**{run['model']}** {verb} by {TUNINGS[run['tuning']]} from {', '.join(data['sources'])}: "
         f"{_count(data['examples'], 'example')} trained on ({data['tokens']:,} tokens, "
         f"{data['supervised_tokens']:,} of them learnt), {data['validation_examples']:,} held out."
     ]
     if training:
         span = min(RECENT_STEPS, training["steps"])
         lines.append(
-            f"{_count(training['steps'], 'step')} ({training['epochs']:.2g} epochs) in "
+            f"{_count(training['steps'], 'step')} ({training['epochs']:.3g} epochs) in "
             f"{duration(training['seconds'])}: {training['samples_per_second']:.1f} samples/s, at most "
             f"{training['peak_memory_bytes'] / 2**30:.1f} GiB of memory. Training loss {training['first_loss']:.3f} "
             f"→ {training['last_loss']:.3f} (means over the first and the last {_count(span, 'step')})."

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    Model = PreTrainedModel | PeftModel
+
 Say = Callable[[str], None]
 
 
 def evaluate_run(
     run: RunFolder,
-    model: "PreTrainedModel | PeftModel",
+    model: "Model",
     tokenizer: "PreTrainedTokenizerBase",
     prepared: Prepared,
     *,
@@ -62,7 +64,7 @@ def evaluate_run(
 
 def evaluate_both(
     run: RunFolder,
-    model: "PreTrainedModel | PeftModel",
+    model: "Model",
     tokenizer: "PreTrainedTokenizerBase",
     material: Material,
     poll: Callable[[], None] = lambda: None,
@@ -71,39 +73,18 @@ def evaluate_both(
     """Evaluations of the model that `run` started from and of `model`, on the same material."""
     from peft import PeftModel
 
+    from tunewright.models.load import load_model
+
     say(_announce("base model", material))
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             base = evaluate_model(model, tokenizer, material, poll)
     else:
-        base = evaluate_model(_load(run.model_folder, model.dtype, model.device), tokenizer, material, poll)
+        base = evaluate_model(
+            on_device(load_model(run.model_folder, model.dtype), model.device), tokenizer, material, poll
+        )
     say(_announce("tuned model", material))
     return base, evaluate_model(model, tokenizer, material, poll)
-
-
-def load_tuned(run: RunFolder, dtype: "torch.dtype", step: int | None = None) -> "PreTrainedModel | PeftModel":
-    """The model a run made, or its checkpoint of `step`, ready to be evaluated on the fastest device here.
-
-    Raises UsageError when the run has not got so far or has no such checkpoint.
-    """
-    import torch
-
-    from tunewright.models.adapters import load_adapter
-
-    source = run.path if step is None else run.checkpoint_path(step)
-    adapter, full = source / run.adapter_path.name, source / run.model_path.name
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if adapter.is_dir():
-        return load_adapter(_load(run.model_folder, dtype, device), adapter).eval()
-    if full.is_dir():
-        return _load(full, dtype, device)
-    there = ", ".join(path.name.removeprefix("step-") for path in run.checkpoints()) or "none yet"
-    if step is not None:
-        raise UsageError(f"{run.path} has no checkpoint of step {step}; it has: {there}")
-    raise UsageError(
-        f"{run.path} has no final model: it is {run.status()['state']}. Finish it with `tunewright resume {run.path}`, "
-        f"or name a checkpoint with --checkpoint (there: {there})"
-    )
 
 
 def run_facts(run: RunFolder) -> dict[str, Any]:
@@ -116,7 +97,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
     return {
         "name": run.path.absolute().name,
         "path": str(run.path),
-        "model": config.model.name,
+        "model": Path(config.model.name).name if Path(config.model.name).is_absolute() else config.model.name,
         "revision": provenance["model"]["revision"],
         "stage": config.method.stage,
         "tuning": config.method.tuning,
@@ -157,11 +138,15 @@ def _tokens(data: EncodedSet) -> int:
     return int(data.lengths.sum())
 
 
-def _load(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
-    from tunewright.models.load import load_model
+def on_device(model: "Model", device: "torch.device | None" = None) -> "Model":
+    """`model`, moved to `device`, or to the fastest one here."""
+    import torch
 
-    model = load_model(folder, dtype)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps .to in a decorator that mypy cannot read
+    if device is None:
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        device = torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    movable: Any = model  # transformers wraps .to in a decorator that type checkers cannot read
+    movable.to(device)
     return model
 
 
