@@ -149,8 +149,8 @@ def _refuse_too_many(source: SourceConfig, dropped: list[Dropped], kept: int, dr
     advice = (
         "Mend them, or leave them out with data.drop_bad_rows: true" if kept else f"Mend them, or check {key}.columns"
     )
-    verb = "row is" if bad == 1 else "rows are"
-    raise UsageError("\n".join([f"{source.path}: {bad} of {rows} {verb} bad, {share}", *reasons, advice]))
+    counts = f"{bad} of {rows} row{'s' * (rows > 1)} {'is' if bad == 1 else 'are'} bad"
+    raise UsageError("\n".join([f"{source.path}: {counts}, {share}", *reasons, advice]))
 
 
 def places(dropped: Dropped) -> str:

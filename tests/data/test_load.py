@@ -1,0 +1,209 @@
+"""Files become examples with an account: reports, reasons, duplicates, hash, split; bad data is refused in words."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunewright.config.schema import DataConfig
+from tunewright.data.examples import Dialog, Example, Message, Place, Text
+from tunewright.data.load import Dropped, Loaded, SourceReport, load_examples, places
+from tunewright.errors import UsageError
+
+
+def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"q": f"question {index}", "a": f"answer {index}"} for index in range(start, start + count)]
+
+
+def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def load(folder: Path, stage: str = "sft", seed: int = 42, **data: Any) -> Loaded:
+    return load_examples(DataConfig(**{"train": "rows.jsonl", "validation": None, **data}), stage, seed, folder)
+
+
+def complaint(folder: Path, stage: str = "sft", **data: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(folder, stage, **data)
+    return str(caught.value)
+
+
+def lines(examples: list[Example]) -> list[int]:
+    return [example.place.line for example in examples]
+
+
+def test_everything_is_told(tmp_path: Path) -> None:
+    rows = [*rows_of(20), {"q": "question 1", "a": "answer 1", "note": "again"}, {"q": "question 21", "a": " "}]
+    path = write(tmp_path, rows)
+    loaded = load(tmp_path, system="you are")
+    assert loaded == Loaded(
+        train=[
+            Dialog(
+                (Message("system", "you are"), Message("user", row["q"]), Message("assistant", row["a"])),
+                Place("rows.jsonl", line),
+            )
+            for line, row in enumerate(rows[:21], start=1)
+        ],
+        validation=[],
+        dropped=[Dropped("no answer", 1, [Place("rows.jsonl", 22)])],
+        sources=[
+            SourceReport(
+                path="rows.jsonl",
+                format="alpaca",
+                columns={"prompt": "q", "response": "a"},
+                rows=22,
+                guessed=True,
+                ignored=["note"],
+            )
+        ],
+        duplicates=1,
+        rows=22,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def test_sheet(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (["问", "答"], ["你是谁？", "甄嬛"], [None, None], ["几岁？", 17.0]):
+        book.active.append(row)
+    book.save(tmp_path / "q.xlsx")
+    loaded = load(tmp_path, train="q.xlsx")
+    assert [example.messages[-1].content for example in loaded.train if isinstance(example, Dialog)] == ["甄嬛", "17"]
+    assert lines(loaded.train) == [2, 4]
+    assert loaded.dropped == []
+    assert loaded.rows == 2
+
+
+def test_columns_that_come_late_count(tmp_path: Path) -> None:
+    """The form of a file is decided from all of its rows, not from the first."""
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d", "history": [["e", "f"]]}]
+    write(tmp_path, rows)
+    last = load(tmp_path).train[1]
+    assert isinstance(last, Dialog)
+    assert [message.content for message in last.messages] == ["e", "f", "c", "d"]
+
+
+def test_raw_text(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("one\n\ntwo\none\n", encoding="utf-8")
+    loaded = load(tmp_path, "pt", train="wiki.txt", system="unused for text")
+    assert loaded.train == [
+        Text("one", Place("wiki.txt", 1)), Text("two", Place("wiki.txt", 3)), Text("one", Place("wiki.txt", 4)),
+    ]  # fmt: skip
+    assert loaded.duplicates == 1
+
+
+def test_several_sources(tmp_path: Path) -> None:
+    first = write(tmp_path, rows_of(3), "a.jsonl")
+    second = write(tmp_path, [{"conversation": [{"input": "question 1", "output": "answer 1"}]}], "b.jsonl")
+    held_out = write(tmp_path, [*rows_of(1, 2), *rows_of(1, 9)], "v.jsonl")
+    loaded = load(tmp_path, train=["a.jsonl", {"path": "b.jsonl"}], validation="v.jsonl")
+    assert [str(example.place) for example in loaded.train] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+    assert [str(example.place) for example in loaded.validation] == ["v.jsonl:1", "v.jsonl:2"]
+    assert [source.format for source in loaded.sources] == ["alpaca", "conversation", "alpaca"]
+    assert (loaded.rows, loaded.duplicates, loaded.overlap) == (6, 1, 1)
+    everything = first.read_bytes() + second.read_bytes() + held_out.read_bytes()
+    assert loaded.sha256 == hashlib.sha256(everything).hexdigest()
+
+
+@pytest.mark.parametrize("validation", [0.2, 2])
+def test_validation_is_held_out(tmp_path: Path, validation: float) -> None:
+    write(tmp_path, rows_of(10))
+    loaded = load(tmp_path, validation=validation)
+    assert len(loaded.validation) == 2
+    assert sorted(lines(loaded.train) + lines(loaded.validation)) == list(range(1, 11))
+    assert loaded == load(tmp_path, validation=validation)
+    assert any(loaded.validation != load(tmp_path, validation=validation, seed=seed).validation for seed in range(9))
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(10, False), (11, True)])
+def test_more_than_a_tenth_bad_is_refused(tmp_path: Path, bad: int, refused: bool) -> None:
+    write(tmp_path, [*rows_of(100 - bad), *[{"q": "x", "a": None}] * bad])
+    if refused:
+        with pytest.raises(UsageError, match=r"^rows.jsonl: 11 of 100 rows are bad, more than a tenth\n"):
+            load(tmp_path)
+        loaded = load(tmp_path, drop_bad_rows=True)
+    else:
+        loaded = load(tmp_path)
+    assert (len(loaded.train), loaded.rows, loaded.dropped[0].count) == (100 - bad, 100, bad)
+    assert loaded.dropped[0].first == [Place("rows.jsonl", 101 - bad + index) for index in range(5)]
+
+
+def test_reasons_are_listed_with_their_lines(tmp_path: Path) -> None:
+    bad = [{"q": "x"}, {"a": "x"}, *[{"q": "x", "a": ""}] * 6, {"q": "x", "a": ["y"]}]
+    write(tmp_path, [*rows_of(3), *bad])
+    assert complaint(tmp_path) == (
+        "rows.jsonl: 9 of 12 rows are bad, more than a tenth\n"
+        "  7 × no answer: rows.jsonl:4, :6, :7, :8, :9, …\n"
+        "  1 × no question: rows.jsonl:5\n"
+        "  1 × the answer is not text: rows.jsonl:12\n"
+        "Mend them, or leave them out with data.drop_bad_rows: true"
+    )
+    assert load(tmp_path, drop_bad_rows=True).dropped == [
+        Dropped("no answer", 7, [Place("rows.jsonl", line) for line in (4, 6, 7, 8, 9)]),
+        Dropped("no question", 1, [Place("rows.jsonl", 5)]),
+        Dropped("the answer is not text", 1, [Place("rows.jsonl", 12)]),
+    ]
+
+
+@pytest.mark.parametrize("drop_bad_rows", [True, False])
+def test_nothing_left_is_refused_always(tmp_path: Path, drop_bad_rows: bool) -> None:
+    write(tmp_path, [{"q": "x", "a": None}])
+    assert complaint(tmp_path, drop_bad_rows=drop_bad_rows) == (
+        "rows.jsonl: 1 of 1 row is bad, nothing is left\n"
+        "  1 × no answer: rows.jsonl:1\n"
+        "Mend them, or check data.train.columns"
+    )
+
+
+def test_one_bad_file_among_good_ones_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, rows_of(1000), "good.jsonl")
+    write(tmp_path, [*rows_of(3), {"q": "x", "a": None}], "bad.jsonl")
+    assert complaint(tmp_path, train=["good.jsonl", "bad.jsonl"]) == (
+        "bad.jsonl: 1 of 4 rows is bad, more than a tenth\n"
+        "  1 × no answer: bad.jsonl:4\n"
+        "Mend them, or leave them out with data.drop_bad_rows: true"
+    )
+
+
+def test_reasons_of_all_files_are_added_up(tmp_path: Path) -> None:
+    write(tmp_path, [*rows_of(3), {"q": "x"}], "a.jsonl")
+    write(tmp_path, [*rows_of(3), {"a": "x"}, {"q": "y"}], "b.jsonl")
+    loaded = load(tmp_path, train=["a.jsonl", "b.jsonl"], drop_bad_rows=True)
+    answers, questions = loaded.dropped
+    assert (answers.reason, questions.reason) == ("no answer", "no question")
+    assert places(answers) == "a.jsonl:4, b.jsonl:5"
+
+
+def test_keys_in_messages_name_the_source(tmp_path: Path) -> None:
+    write(tmp_path, rows_of(1))
+    assert complaint(tmp_path, train=["rows.jsonl", "gone.json"]).startswith("data.train.1: gone.json does not exist")
+    assert complaint(tmp_path, validation={"path": "rows.jsonl", "columns": {"prompt": "Q"}}) == (
+        "data.validation.columns.prompt: rows.jsonl has no column 'Q', it has q, a; did you mean 'q'?"
+    )
+
+
+cells = st.none() | st.integers() | st.floats() | st.text(max_size=4) | st.lists(st.text(max_size=2), max_size=2)
+some_rows = st.lists(st.dictionaries(st.sampled_from(["q", "a", "input", "system", "history"]), cells), max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(some_rows, st.sampled_from([None, 0.3, 1]))
+def test_no_row_is_lost_silently(tmp_path: Path, rows: list[dict[str, Any]], validation: float | None) -> None:
+    """Every row is an example or counted under a reason, whatever stands in it."""
+    write(tmp_path, rows)
+    try:
+        loaded = load(tmp_path, validation=validation, drop_bad_rows=True)
+    except UsageError:
+        return
+    kept = lines(loaded.train) + lines(loaded.validation)
+    assert len(kept) == len(set(kept))
+    assert len(kept) + sum(dropped.count for dropped in loaded.dropped) == len(rows) == loaded.rows
+    assert loaded.train
