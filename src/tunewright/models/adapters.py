@@ -81,6 +81,11 @@ def linear_names(model: "PreTrainedModel") -> list[str]:
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
 
 
+def _output_names(model: "PreTrainedModel") -> list[str]:
+    head = model.get_output_embeddings()
+    return [name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if head is not None and layer is head]
+
+
 def _targets(model: "PreTrainedModel", lora: LoraConfig) -> str | list[str]:
     """What PEFT is to adapt; every name checked, since PEFT matches what it can and drops the rest."""
     if lora.target == _ALL:
@@ -88,6 +93,9 @@ def _targets(model: "PreTrainedModel", lora: LoraConfig) -> str | list[str]:
     wanted = [lora.target] if isinstance(lora.target, str) else lora.target
     known = linear_names(model)
     for name in wanted:
+        if name not in known and name in _output_names(model):
+            # Its input is projected to the vocabulary for trained tokens only, and in tied models it is the embedding.
+            raise UsageError(f"lora.target: adapters on the output layer {name!r} are not supported; take it out")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""

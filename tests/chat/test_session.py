@@ -1,0 +1,67 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tunewright.chat.session import Session
+from tunewright.data.examples import Message
+from tunewright.errors import UsageError
+
+
+class Counting:
+    """One token per character, so that lengths can be read off the texts."""
+
+    def prompt_ids(self, messages: list[Message]) -> list[int]:
+        return [ord(character) for message in messages for character in message.content]
+
+
+def say(*pieces: str) -> Iterator[str]:
+    yield from pieces
+
+
+def turn(session: Session, question: str, *pieces: str) -> None:
+    assert list(session.answer(session.prompt(question), lambda ids: say(*pieces))) == list(pieces)
+
+
+def test_history_and_system_reach_the_prompt() -> None:
+    session = Session(Counting(), "sys", context=100, max_new_tokens=10)
+    turn(session, "one", "fir", "st")
+    assert "".join(map(chr, session.prompt("two"))) == "sysonefirsttwo"
+    assert [message.role for message in session.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_oldest_turns_go_first_and_the_system_prompt_stays() -> None:
+    session = Session(Counting(), "SYS", context=24, max_new_tokens=10)
+    turn(session, "aaa", "AAA")
+    turn(session, "bbb", "BBB")  # 3 + 6 + 3 + reserve 10 = 22
+    assert session.dropped == 0
+    assert "".join(map(chr, session.prompt("cc"))) == "SYSbbbBBBcc"
+    assert session.dropped == 2
+
+
+def test_a_question_that_alone_is_too_long_is_refused_and_forgotten() -> None:
+    session = Session(Counting(), None, context=20, max_new_tokens=10)
+    turn(session, "a", "A")
+    with pytest.raises(UsageError, match="11 tokens"):
+        session.prompt("x" * 11)
+    assert session.turns == []
+    turn(session, "works", "yes")
+
+
+def test_a_stopped_answer_is_remembered_as_far_as_it_was_said() -> None:
+    session = Session(Counting(), None, context=100, max_new_tokens=10)
+    answer = session.answer(session.prompt("q"), lambda ids: say("par", "tial", " never"))
+    assert [next(answer), next(answer)] == ["par", "tial"]
+    answer.close()
+    assert session.turns[-1] == Message("assistant", "partial")
+
+
+def test_an_answer_stopped_before_its_first_word_takes_its_question_along() -> None:
+    session = Session(Counting(), None, context=100, max_new_tokens=10)
+
+    def interrupted(ids: list[int]) -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    with pytest.raises(KeyboardInterrupt):
+        list(session.answer(session.prompt("q"), interrupted))
+    assert session.turns == []
