@@ -45,10 +45,14 @@ def plain(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def trained_runs(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
-    """The text of each maximal run of trained tokens."""
-    edges = np.flatnonzero(np.diff(encoded.weights, prepend=0, append=0))
-    return [tokenizer.decode(encoded.input_ids[a:b].tolist()) for a, b in edges.reshape(-1, 2)]
+def trained_runs(encoded: Encoded) -> list[tuple[int, int]]:
+    """[first, end) of each maximal run of trained tokens."""
+    edges = np.flatnonzero(np.diff(encoded.weights, prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def trained_text(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
+    return [tokenizer.decode(encoded.input_ids[first:end].tolist()) for first, end in trained_runs(encoded)]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -60,21 +64,21 @@ def test_ids_are_the_templates_and_loss_is_on_answers(style: str, dialog: Dialog
     assert result.encoded.input_ids.tolist() == tokenizer.apply_chat_template(
         plain(dialog.messages), tokenize=True, return_dict=False
     )
+    ids = result.encoded.input_ids.tolist()
     stop = tokenizer.decode([template.turn_end])
-    expected = [
-        LEAD.get(style, "") + SHOWN.get(style, str)(message.content) + stop
-        for message in dialog.messages
-        if message.role == "assistant" and message.train
-    ]
-    found = trained_runs(tokenizer, result.encoded)
-    assert len(found) == len(expected)
-    masked = 0
-    for text, answer in zip(found, expected, strict=True):
-        assert answer.endswith(text)
-        masked += text != answer
-    # A newline that the tokenizer joins with the prompt's own cannot be trained; nothing else may be missing.
-    assert masked <= result.straddling
-    assert result.straddling == 0 or masked > 0
+    answers = [i for i, m in enumerate(dialog.messages) if m.role == "assistant" and m.train]
+    runs = trained_runs(result.encoded)
+    assert len(runs) == len(answers)
+    straddling = 0
+    for (first, end), i in zip(runs, answers, strict=True):
+        prefix = template.render(dialog.messages[:i], add_generation_prompt=True)
+        answer = LEAD.get(style, "") + SHOWN.get(style, str)(dialog.messages[i].content) + stop
+        assert tokenizer.decode(ids[:end]) == prefix + answer
+        if tokenizer.decode(ids[:first]) != prefix:  # then one token joins the end of the prompt with the answer
+            straddling += 1
+            assert tokenizer.decode(ids[:first]).startswith(prefix)
+            assert not tokenizer.decode(ids[: first - 1]).startswith(prefix)
+    assert result.straddling == straddling
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -143,7 +147,7 @@ def test_only_the_first_of_several_stops_is_trained() -> None:
     tokenizer = TOKENIZERS["chatml"]
     template = ChatTemplate(tokenizer, source, [tokenizer.pad_token_id])
     encoded = template.encode(Dialog((Message("user", "a"), Message("assistant", "b \n")), HERE))
-    assert trained_runs(tokenizer, encoded) == ["b \n<|im_end|>"]
+    assert trained_text(tokenizer, encoded) == ["b \n<|im_end|>"]
 
 
 def test_a_rewriting_template_is_refused_with_its_reason() -> None:
@@ -156,7 +160,7 @@ def test_a_rewriting_template_is_refused_with_its_reason() -> None:
     untrained = Dialog(
         (*two_turns.messages[:1], Message("assistant", first.content, False), *two_turns.messages[2:]), HERE
     )
-    assert trained_runs(TOKENIZERS["chatml"], template.encode(untrained)) == ["no<|im_end|>"]
+    assert trained_text(TOKENIZERS["chatml"], template.encode(untrained)) == ["no<|im_end|>"]
 
 
 def test_a_template_may_refuse_a_dialog_in_its_own_words() -> None:
@@ -181,7 +185,7 @@ def test_text_that_spells_a_special_token_is_noticed() -> None:
 def test_a_token_across_the_start_of_an_answer_is_masked_and_counted() -> None:
     result = attempt(TEMPLATES["chatml"], Dialog((Message("user", "a"), Message("assistant", "\nb")), HERE))
     assert result.straddling == 1
-    assert trained_runs(TOKENIZERS["chatml"], result.encoded) == ["b<|im_end|>"]
+    assert trained_text(TOKENIZERS["chatml"], result.encoded) == ["b<|im_end|>"]
 
 
 def test_a_silent_generation_prompt_is_noticed() -> None:
