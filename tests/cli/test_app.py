@@ -77,7 +77,7 @@ def test_usage_mistakes_of_a_verb_exit_with_2(tunewright) -> None:
     [
         (UsageError("wrong config"), 2, "error: wrong config\n"),
         (RunError("loss is not finite"), 1, "error: loss is not finite\n"),
-        (Interrupted("checkpoint written"), 130, "error: checkpoint written\n"),
+        (Interrupted("checkpoint written"), 130, "checkpoint written\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

@@ -55,10 +55,6 @@ def stubborn(run: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_stop_waits_for_the_checkpoint(tunewright, run: RunFolder, obedient: subprocess.Popen[bytes]) -> None:
-    # The test is the parent and has to collect the ended child, or it would linger as a zombie that looks alive.
-    import threading
-
-    threading.Thread(target=obedient.wait, daemon=True).start()
     done = tunewright("stop", str(run.path))
     assert done.code == 0
     newest = run.checkpoints()[0].name

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple, NoReturn
 
-from tunewright.errors import TunewrightError
+from tunewright.errors import Interrupted, TunewrightError
 
 
 class Verb(NamedTuple):
@@ -40,7 +40,7 @@ VERBS = {
     "doctor": Verb("doctor", "doctor", "Look at this machine and installation, and say what is missing."),
 }
 
-PARTIAL_HELP = "Run 'tunewright VERB --help' for the options of a verb."
+MORE_HELP = "Run 'tunewright VERB --help' for the options of a verb."
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _run(words)
         sys.stdout.flush()
     except TunewrightError as error:
-        _print_error(str(error))
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)  # asked for, so no error
+        else:
+            _print_error(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -92,7 +95,7 @@ def _run_verb(name: str, verb: Verb, words: list[str]) -> int:
     module = import_module(f"tunewright.cli.{verb.module}")
     # Plain help and errors: the same in a terminal, a log and a pipe, and rich stays out of the way of start-up.
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name=name)(vars(module)[verb.function])
+    app.command(name=name, context_settings={"help_option_names": ["-h", "--help"]})(vars(module)[verb.function])
     try:
         get_command(app)(args=words, prog_name=f"tunewright {name}")
     except SystemExit as leave:
@@ -108,7 +111,7 @@ def _help() -> str:
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in verbs.items()]
     usage = "Usage: tunewright VERB …"
     first = "A first try:  tunewright train --model smollm2-135m-instruct --data FILE.xlsx"
-    return "\n".join([usage, "", about or "", "", *lines, "", PARTIAL_HELP, *([first] if "train" in verbs else [])])
+    return "\n".join([usage, "", about or "", "", *lines, "", MORE_HELP, *([first] if "train" in verbs else [])])
 
 
 def _print_error(message: str) -> None:

@@ -28,7 +28,12 @@ def stop(
     if status["host"] != socket.gethostname():
         raise UsageError(f"{path} runs on the machine {status['host']}; stop it there")
     print(f"asking process {status['pid']} to stop after step {status['step']} …", flush=True)
-    os.kill(status["pid"], signal.SIGTERM)
+    try:
+        os.kill(status["pid"], signal.SIGTERM)
+    except ProcessLookupError:
+        print("it has ended just now")
+    except PermissionError as error:
+        raise UsageError(f"process {status['pid']} of {path} belongs to another user, who can stop it") from error
     wait_for_end(run, status, patience)
     ended = run.status()
     newest = next((folder.name for folder in run.checkpoints()), None)

@@ -147,6 +147,10 @@ class RunFolder:
         """All whole lines of samples.jsonl."""
         return read_lines(self.samples_path)
 
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Replace plan.json."""
+        write_atomic(self.plan_json, orjson.dumps(plan, option=orjson.OPT_INDENT_2))
+
     def rewind(self, step: int) -> None:
         """Forget metrics and samples after `step`, before a resumed run writes them again."""
         for path in (self.metrics_path, self.samples_path):
@@ -229,10 +233,11 @@ def is_alive(status: dict[str, Any]) -> bool:
     import psutil
 
     try:
-        started = psutil.Process(status["pid"]).create_time()
+        process = psutil.Process(status["pid"])
+        ended = process.status() == psutil.STATUS_ZOMBIE  # over, and its parent has not looked yet
+        return not ended and abs(process.create_time() - status["process_started"]) < 2
     except psutil.NoSuchProcess:
         return False
-    return bool(abs(started - status["process_started"]) < 2)
 
 
 def check_output(path: Path) -> None:
