@@ -27,7 +27,9 @@ def plot_run(metrics: Records, path: Path) -> None:
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     steps, losses = _series(metrics, "loss")
     loss_axes.plot(steps, losses, color=TRAINING, alpha=0.28, linewidth=0.9)
-    loss_axes.plot(steps, smooth(losses), color=TRAINING, linewidth=2.0, label="training (smoothed)")
+    loss_axes.plot(
+        steps, smooth(losses), color=TRAINING, linewidth=2.0, marker=_dot(steps), label="training (smoothed)"
+    )
     at, validation = _series(metrics, "validation_loss")
     if len(at):
         loss_axes.plot(
@@ -42,6 +44,7 @@ def plot_run(metrics: Records, path: Path) -> None:
     rate_axes.set_ylim(bottom=0)
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
     rate_axes.set_xlabel("step", color=INK)
+    figure.align_ylabels()
     _save(figure, path)
 
 
@@ -55,7 +58,7 @@ def plot_runs(runs: Mapping[str, Records], path: Path) -> None:
         # a name the font cannot draw would come out as empty boxes
         label = name if name.isascii() else f"run {index + 1}"
         steps, losses = _series(metrics, "loss")
-        axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, label=label)
+        axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, marker=_dot(steps), label=label)
         at, validation = _series(metrics, "validation_loss")
         axes.plot(
             at, validation, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), marker="o", markersize=4.5,
@@ -64,19 +67,20 @@ def plot_runs(runs: Mapping[str, Records], path: Path) -> None:
         every_loss += [losses, validation]
     _frame(axes, "loss per token (nats)", *every_loss)
     axes.set_xlabel("step", color=INK)
-    axes.legend(
-        frameon=False, labelcolor=INK, title="line: training (smoothed), points: validation", title_fontsize="small"
-    )
+    axes.set_title("lines: training (smoothed), points: validation", loc="left", fontsize=9, color=MUTED)
+    figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=min(len(runs), 4))
     _save(figure, path)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """Mean under a bell curve a fiftieth of the run wide: centred, so that the curve does not lag."""
+    if len(values) == 0:
+        return values
     sigma = len(values) / 50
     reach = int(3 * sigma)
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
     weights = np.convolve(np.ones(len(values)), bell)[reach : reach + len(values)]
-    return np.convolve(values, bell)[reach : reach + len(values)] / weights if len(values) else values
+    return np.convolve(values, bell)[reach : reach + len(values)] / weights
 
 
 def _series(metrics: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +125,11 @@ def _style(axes: "Axes", label: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
+
+
+def _dot(steps: np.ndarray) -> str | None:
+    """A line through one point is invisible."""
+    return "." if len(steps) == 1 else None
 
 
 def _note_last(axes: "Axes", steps: np.ndarray, values: np.ndarray, colour: str) -> None:
