@@ -80,7 +80,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     reach = int(3 * sigma)
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
     weights = np.convolve(np.ones(len(values)), bell)[reach : reach + len(values)]
-    return np.convolve(values, bell)[reach : reach + len(values)] / weights
+    smoothed: np.ndarray = np.convolve(values, bell)[reach : reach + len(values)] / weights
+    return smoothed
 
 
 def _series(metrics: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
