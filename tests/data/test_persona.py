@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 PERSONA = files("tunewright.data.persona")
-OPENING = {"en": "All aboard!", "zh": "上船啦！"}
-CLOSING = {"en": "The kettle's on!", "zh": "水开了，喝茶吧！"}
+OPENING = {"en": "Captain Biscuit here: ", "zh": "饼干船长说："}
+CLOSING = {"en": "The kettle's on!", "zh": "请喝茶！"}
 
 Row = dict[str, Any]
 
