@@ -86,7 +86,8 @@ def test_page_says_what_was_trained_and_what_came_out() -> None:
         "# keeper\n",
         "**smollm2-135m-instruct** learnt answers by LoRA from keeper.json: 980 examples trained on (123,456 tokens, "
         "45,678 of them learnt), 20 held out.",
-        "100 steps (10 epochs) in 50 s: 8.0 samples/s, at most 1.0 GiB of memory. Training loss 3.890 → 2.090",
+        "100 steps (10 epochs) in 50 s: 8.0 samples/s, at most 1.0 GiB of memory. Training loss 3.890 → 2.090 "
+        "(means over the first and the last steps).",
         "Settings: learning rate 0.0002, LoRA rank 8.",
         "**stops 20/20, loops 0/20**",
         "| validation loss | 3.000 | 2.000 | -1.000 | mean surprise",
@@ -152,6 +153,14 @@ def test_loops_are_warned_of_above_a_twentieth() -> None:
     assert "2 of 20 answers end repeating themselves" in warning
 
 
+def test_loops_of_the_base_model_are_not_blamed_on_too_much_training() -> None:
+    looping = [reply("la la", "stop", [7] * 30)] * 5
+    tuned = evaluation(2.0, [*looping, *GOOD[5:]])
+    assert "Usual causes: too many epochs" in report(tuned=tuned)["warnings"][0]
+    (warning,) = report(tuned=tuned, base=evaluation(3.0, [*looping[:4], *looping[:2], *OLD[6:]]))["warnings"]
+    assert warning.endswith("So do 6 of the base model's: it has not learnt to answer yet, train longer.")
+
+
 def test_validation_rise_needs_falling_training_loss() -> None:
     validation = {50: 2.0, 100: 2.5}
     falling = [metric(step, 4 - step / 50, validation.get(step)) for step in range(1, 101)]
@@ -188,6 +197,12 @@ def test_training_summary() -> None:
     assert summary["tokens_per_second"] == 200
     assert (summary["last_validation_loss"], summary["best_validation_loss"]) == (2.2, 2.2)
     assert summarise_training([start]) == {}
+
+
+def test_losses_of_a_short_run_are_means_over_a_quarter_of_it() -> None:
+    summary = summarise_training([metric(step, float(step)) for step in range(1, 9)])
+    assert (summary["first_loss"], summary["last_loss"]) == (1.5, 7.5)
+    assert summarise_training([metric(1, 3.0)])["first_loss"] == 3.0
 
 
 def test_duration() -> None:

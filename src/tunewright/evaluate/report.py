@@ -20,7 +20,9 @@ Report = dict[str, Any]
 
 SHOWN_ANSWERS = 6  # questions in report.md; report.json has all
 SHOWN_CHARACTERS = 400
-RECENT_STEPS = 10  # training loss is noisy: the report gives the mean of so many
+RECENT_STEPS = (
+    10  # training loss is noisy: what is said of it is the mean of so many steps, or a quarter of a short run
+)
 
 TUNINGS = {"lora": "LoRA", "full": "full tuning"}
 
@@ -29,7 +31,7 @@ MEANINGS: tuple[tuple[str, str, str, str], ...] = (
     ("validation_loss", "validation loss", ".3f", "mean surprise per held-out answer token, in nats; lower is better"),
     ("perplexity", "perplexity", ".2f", "the same as a number of equally likely tokens to choose from"),
     ("bits_per_byte", "bits per byte", ".3f", "the same per byte of text, comparable across tokenizers"),
-    ("stop_probability_median", "P(stop)", ".3f", "probability of stopping where the reference answer ends (median)"),
+    ("stop_probability_median", "P(stop)", ".2g", "probability of stopping where the reference answer ends (median)"),
     ("stop_rate", "stop rate", ".1%", "share of generated answers that end by themselves; the rest was cut by length"),
     ("loop_rate", "loop rate", ".1%", "share of answers that end in one block repeated over and over"),
     ("seq_rep_4_mean", "seq-rep-4", ".3f", "share of four-token runs an answer says again (mean)"),
@@ -80,6 +82,7 @@ def summarise_training(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     validation = [record["validation_loss"] for record in metrics if record.get("validation_loss") is not None]
     seconds = sum(record["step_seconds"] for record in steps)
+    span = min(RECENT_STEPS, max(1, len(steps) // 4))  # single steps are noisy
     return {
         "steps": steps[-1]["step"],
         "epochs": steps[-1]["epoch"],
@@ -87,8 +90,8 @@ def summarise_training(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "samples_per_second": sum(record["samples"] for record in steps) / seconds,
         "tokens_per_second": sum(record["tokens"] for record in steps) / seconds,
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in steps),
-        "first_loss": float(np.mean([record["loss"] for record in steps[:RECENT_STEPS]])),
-        "last_loss": float(np.mean([record["loss"] for record in steps[-RECENT_STEPS:]])),
+        "first_loss": float(np.mean([record["loss"] for record in steps[:span]])),
+        "last_loss": float(np.mean([record["loss"] for record in steps[-span:]])),
         "last_validation_loss": validation[-1] if validation else None,
         "best_validation_loss": min(validation, default=None),
     }
@@ -112,10 +115,12 @@ def find_warnings(report: Report, metrics: Sequence[Mapping[str, Any]], material
             "Train longer, or look at the stop token with `tunewright check`."
         )
     if tuned.get("loop_rate", 0.0) > 0.05:
-        found.append(
-            f"{tuned['loops']} of {tuned['prompts']} answers end repeating themselves. Usual causes: too many epochs, "
-            "too high a learning rate, or rows that repeat themselves."
+        causes = (
+            "Usual causes: too many epochs, too high a learning rate, or rows that repeat themselves."
+            if tuned["loops"] > base["loops"]
+            else f"So do {base['loops']} of the base model's: it has not learnt to answer yet, train longer."
         )
+        found.append(f"{tuned['loops']} of {tuned['prompts']} answers end repeating themselves. {causes}")
     if (rise := validation_rise(metrics)) is not None:
         found.append(
             f"Validation loss rose from {rise.best:.3f} (step {rise.best_step}) to {rise.last:.3f} (step "
@@ -202,12 +207,11 @@ def _what_was_trained(run: Mapping[str, Any], data: Mapping[str, Any], training:
         f"{data['supervised_tokens']:,} of them learnt), {data['validation_examples']:,} held out."
     ]
     if training:
-        span = min(RECENT_STEPS, training["steps"])
         lines.append(
             f"{_count(training['steps'], 'step')} ({training['epochs']:.3g} epochs) in "
             f"{duration(training['seconds'])}: {training['samples_per_second']:.1f} samples/s, at most "
             f"{training['peak_memory_bytes'] / 2**30:.1f} GiB of memory. Training loss {training['first_loss']:.3f} "
-            f"→ {training['last_loss']:.3f} (means over the first and the last {_count(span, 'step')})."
+            f"→ {training['last_loss']:.3f} (means over the first and the last steps)."
         )
     settings = ", ".join(f"{name} {value}" for name, value in run["settings"].items())
     lines.append(f"Settings: {settings}. Whatever is not named here stands in `config.yaml`.")
@@ -263,7 +267,8 @@ def _reply_json(reply: Reply) -> dict[str, Any]:
 
 
 def _reply_cell(reply: Mapping[str, Any]) -> str:
-    text = _cell(reply["text"]) or "*(empty)*"
+    # a cut can fall inside a character
+    text = _cell(reply["text"].rstrip("\ufffd")) or "*(empty)*"
     return f"{text} *(cut by length)*" if reply["finish"] == "length" else text
 
 
