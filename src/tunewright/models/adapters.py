@@ -75,9 +75,11 @@ def load_adapter(model: "PreTrainedModel", folder: Path, trainable: bool = False
 def linear_names(model: "PreTrainedModel") -> list[str]:
     """Short names of the linear layers that adapters may be put on, in model order, without the output layer."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     head = model.get_output_embeddings()
-    layers = (name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head)
+    kinds = (torch.nn.Linear, Conv1D)
+    layers = (name for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head)
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
 
 

@@ -37,12 +37,11 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
     match is built again with a notice. A lock file makes a second process wait for the first and use its result.
     Raises RunError when the cache cannot be written.
     """
-    fault = find_fault(folder)
-    if fault is None:
-        return folder
     from filelock import FileLock
 
     try:
+        if find_fault(folder) is None:
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
             fault = find_fault(folder)

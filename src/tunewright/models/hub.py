@@ -39,7 +39,7 @@ def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> t
         except errors.LocalEntryNotFoundError as error:
             raise RunError(
                 f"{where}: {reason} and there is no complete copy in the cache ({constants.HF_HUB_CACHE}); "
-                "go online and try again (a broken download goes on where it stopped), or give a local folder"
+                "go online and try again (files that arrived whole are kept), or give a local folder"
             ) from error
         notify(f"{where}: {reason}; using the copy in the cache")
         return found

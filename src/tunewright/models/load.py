@@ -92,7 +92,7 @@ def quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # one library's notes to another
+            warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(level)

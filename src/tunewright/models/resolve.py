@@ -35,7 +35,21 @@ def resolve_model(model: ModelConfig, base: Path, notify: Notify = to_stderr) ->
 
     Raises UsageError for a name that means nothing here and for a folder that cannot be trained from.
     """
-    folder = _locate(model, base, notify)
+    name, source = model.name, model.source
+    if source == "auto" and name in BUILTIN:
+        return ModelFolder(builtin_folder(name, BUILTIN[name], notify), name)
+    path = None if source == "huggingface" else (base / Path(name).expanduser()).resolve()
+    if path is not None and path.is_file():
+        return _from_file(path, name, notify)
+    if path is not None and path.is_dir():
+        folder = ModelFolder(path, name)
+    elif path is not None and (source == "local" or _looks_like_path(name)):
+        raise UsageError(f"model: {path} does not exist; give a model folder, a .gguf file or a hub id")
+    elif path is not None and not _HUB_ID.fullmatch(name):
+        raise UsageError(_unknown(name, base))
+    else:
+        path, commit = hub_folder(name, model.revision, notify)
+        folder = ModelFolder(path, name, commit)
     check_folder(folder.path)
     return folder
 
@@ -63,25 +77,7 @@ def check_folder(path: Path) -> None:
         raise UsageError(f"{path}: no weights, expected model.safetensors{_what_is_there_instead(path)}")
 
 
-def _locate(model: ModelConfig, base: Path, notify: Notify) -> ModelFolder:
-    name, source = model.name, model.source
-    if source == "auto" and name in BUILTIN:
-        return ModelFolder(builtin_folder(name, BUILTIN[name], notify), name)
-    if source != "huggingface":
-        path = (base / Path(name).expanduser()).resolve()
-        if path.is_dir():
-            return ModelFolder(path, name)
-        if path.is_file():
-            return _file(path, name, notify)
-        if source == "local" or _looks_like_path(name):
-            raise UsageError(f"model: {path} does not exist; give a model folder, a .gguf file or a hub id")
-        if not _HUB_ID.fullmatch(name):
-            raise UsageError(_unknown(name, base))
-    path, revision = hub_folder(name, model.revision, notify)
-    return ModelFolder(path, name, revision)
-
-
-def _file(path: Path, name: str, notify: Notify) -> ModelFolder:
+def _from_file(path: Path, name: str, notify: Notify) -> ModelFolder:
     if path.suffix.lower() == ".gguf":
         return ModelFolder(gguf_folder(path, notify), name)
     if path.name == "config.json" or path.suffix == ".safetensors":
@@ -112,12 +108,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    # The table of names, since the table of classes imports a model's whole module to say that it is there.
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = str(config.get("model_type"))
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
     if kind in CONFIG_MAPPING:
-        if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
-            return
         raise UsageError(f"{path}: {kind} models do not generate text token by token; choose a causal language model")
     if "auto_map" in config:
         raise UsageError(

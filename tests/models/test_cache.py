@@ -1,0 +1,93 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tunewright.errors import RunError
+from tunewright.models.cache import MANIFEST, build_once, cache_root, find_fault
+
+
+def build_files(aside: Path) -> None:
+    (aside / "inner").mkdir()
+    (aside / "inner" / "weights").write_bytes(b"x" * 1000)
+    (aside / "config").write_text("{}")
+
+
+def test_builds_once(tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def build(aside: Path) -> None:
+        calls.append(aside)
+        build_files(aside)
+
+    folder = build_once(tmp_path / "deep" / "model", build)
+    assert build_once(folder, build) == folder
+    assert len(calls) == 1
+    assert json.loads((folder / MANIFEST).read_text())["files"]["inner/weights"]["bytes"] == 1000
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "model.lock"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "remove", "manifest", "no manifest"])
+def test_a_broken_folder_is_built_again_with_a_notice(tmp_path: Path, damage: str) -> None:
+    folder = build_once(tmp_path / "model", build_files)
+    if damage == "cut":
+        (folder / "inner" / "weights").write_bytes(b"x" * 10)
+    elif damage == "remove":
+        (folder / "config").unlink()
+    else:
+        (folder / MANIFEST).unlink()
+        if damage == "manifest":
+            (folder / MANIFEST).write_text('{"files": [')
+    said: list[str] = []
+    build_once(folder, build_files, said.append)
+    assert find_fault(folder) is None
+    assert len(said) == 1
+    assert "building it again" in said[0]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build(aside: Path) -> None:
+        build_files(aside)
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        build_once(tmp_path / "model", build)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_an_unwritable_cache_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="TUNEWRIGHT_CACHE"):
+        build_once(tmp_path / "file" / "model", build_files)
+
+
+def build_and_count(folder: Path, start: "multiprocessing.synchronize.Barrier") -> None:
+    def build(aside: Path) -> None:
+        with (folder.parent / "calls").open("a") as file:
+            file.write("x")
+        build_files(aside)
+
+    start.wait()
+    build_once(folder, build)
+
+
+def test_processes_at_once_build_one_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    workers = [context.Process(target=build_and_count, args=(tmp_path / "model", start)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert (tmp_path / "calls").read_text() == "x"
+    assert find_fault(tmp_path / "model") is None
+
+
+def test_cache_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNEWRIGHT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "tunewright"
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "mine"))
+    assert cache_root() == tmp_path / "mine"
