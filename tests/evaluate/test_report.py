@@ -158,6 +158,7 @@ def test_loops_of_the_base_model_are_not_blamed_on_too_much_training() -> None:
     tuned = evaluation(2.0, [*looping, *GOOD[5:]])
     assert "Usual causes: too many epochs" in report(tuned=tuned)["warnings"][0]
     (warning,) = report(tuned=tuned, base=evaluation(3.0, [*looping[:4], *looping[:2], *OLD[6:]]))["warnings"]
+    assert "train longer" in report(tuned=tuned, metrics=FEW)["warnings"][0]
     assert warning.endswith("So do 6 of the base model's: it has not learnt to answer yet, train longer.")
 
 

@@ -115,10 +115,11 @@ def find_warnings(report: Report, metrics: Sequence[Mapping[str, Any]], material
             "Train longer, or look at the stop token with `tunewright check`."
         )
     if tuned.get("loop_rate", 0.0) > 0.05:
+        early = tuned["loops"] <= base["loops"] or training.get("steps", 50) < 50
         causes = (
-            "Usual causes: too many epochs, too high a learning rate, or rows that repeat themselves."
-            if tuned["loops"] > base["loops"]
-            else f"So do {base['loops']} of the base model's: it has not learnt to answer yet, train longer."
+            f"So do {base['loops']} of the base model's: it has not learnt to answer yet, train longer."
+            if early
+            else "Usual causes: too many epochs, too high a learning rate, or rows that repeat themselves."
         )
         found.append(f"{tuned['loops']} of {tuned['prompts']} answers end repeating themselves. {causes}")
     if (rise := validation_rise(metrics)) is not None:
