@@ -99,7 +99,7 @@ def weights_folder(run: RunFolder, checkpoint: str | None = None) -> tuple[Path,
     steps = run.checkpoints()
     if checkpoint is None:
         if run.adapter_path.is_dir() or run.model_path.is_dir():
-            return run.path, "finished"
+            return run.path, "end of training"
         sound = next((folder for folder in steps if fault(folder) is None), None)
         if sound is None:
             raise UsageError(f"{run.path}: the run has no weights yet, neither a result nor a sound checkpoint")

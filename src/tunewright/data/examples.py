@@ -50,7 +50,7 @@ Example = Dialog | Text
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One sequence. `input_ids` int32 [n]; `weights` float32 [n], the loss weight of predicting token i (0 = masked)."""
+    """One sequence. `input_ids` int32 [n]; `weights` float32 [n], the weight of predicting token i (0 = masked)."""
 
     input_ids: np.ndarray
     weights: np.ndarray

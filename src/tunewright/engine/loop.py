@@ -92,7 +92,7 @@ class Training:
             result = self.compute_gradients(self.step, stop)
             if result is None:
                 checkpoints.restore_random_state(before)
-                self._leave(stop)
+                raise self._leave(stop)
             self._require_finite(result)
             rate = self._update()
             self.step += 1
@@ -105,7 +105,7 @@ class Training:
             if self.step % self.config.train.save_steps == 0 or self.step == total:
                 self.save()
             if self.step < total and self.processes.any(bool(stop)):
-                self._leave(stop)
+                raise self._leave(stop)
 
     def compute_gradients(self, step: int, stop: StopRequest | None = None) -> StepResult | None:
         """Gradients of the 0-based `step` in every `.grad`, or None when a stop request came in between.
@@ -134,14 +134,14 @@ class Training:
             nll += loss.item()
             rows += len(forest)
         self.processes.sum_gradients(parameter for _, parameter in self.parameters)
-        nll, rows = self.processes.sum([nll, rows])
+        nll, all_rows = self.processes.sum([nll, float(rows)])
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters if p.grad is not None])
         return StepResult(
             loss=nll / total_weight,
             grad_norm=float(norm),
             samples=len(sequences),
             tokens=sum(len(sequence) for sequence in sequences),
-            distinct_tokens=int(rows),
+            distinct_tokens=int(all_rows),
             supervised_tokens=sum(int((sequence.weights[1:] != 0).sum()) for sequence in sequences),
         )
 
@@ -243,11 +243,12 @@ class Training:
             self.run.write_status("running", self.step, self.sampler.total_steps)
             self.on_step(record)
 
-    def _leave(self, stop: StopRequest) -> None:
+    def _leave(self, stop: StopRequest) -> Interrupted:
+        """Make sure that the finished steps are in a checkpoint; what to raise then."""
         if not any(found.step == self.step for found in checkpoints.checkpoints(self.run.checkpoints_path)):
             self.save()
         name = stop.signal_name or "another process"
-        raise Interrupted(
+        return Interrupted(
             f"stopped by {name} after step {self.step} of {self.sampler.total_steps}; "
             f"go on with: tunewright resume {self.run.path}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunewright.config.schema import RunConfig
@@ -31,7 +31,7 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     source = weights / "model" if weights is not None and tuning == "full" else folder
     model = load_model(source, weights_dtype(tuning, compute), FOREST_ATTENTION)
     if torch.cuda.is_available():
-        model.to("cuda")
+        nn.Module.cuda(model)
     if tuning == "full":
         model.requires_grad_(True)
         return model

@@ -9,6 +9,7 @@ The backward recomputes the probabilities from the saved log-sum-exp (as FlashAt
 arXiv 2205.14135), so nothing of size queries × keys outlives its bucket.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +21,8 @@ from tunewright.forest.layout import Bucket, Buckets
 
 def bucketed_attention(query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
     """query [H, T, d], key and value [Hkv, T, d] → [T, H, d], visible rows as in `buckets`."""
-    out: Tensor = _BucketedAttention.apply(
-        query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), buckets, scale
-    )
-    return out
+    apply: Callable[..., Tensor] = _BucketedAttention.apply
+    return apply(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), buckets, scale)
 
 
 class _BucketedAttention(torch.autograd.Function):

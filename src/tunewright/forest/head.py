@@ -6,6 +6,7 @@ head needs three), and the head's own weight gradient only when the head is trai
 head and loss is that of Cut Cross-Entropy (arXiv 2411.09009) and Liger-Kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Loss edges sorted by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64); `weight` is float64."""
+    """Loss edges by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64), `weight` is float64."""
 
     row: Tensor
     target: Tensor
@@ -38,8 +39,8 @@ class Edges:
 
 def weighted_nll(hidden: Tensor, head: Head, edges: Edges) -> Tensor:
     """Σ weight · nll over all edges, a scalar in float32 (float64 for float64 inputs). `hidden` is [R, D]."""
-    total: Tensor = _WeightedNLL.apply(hidden, head.weight, head.bias, head, edges)
-    return total
+    apply: Callable[..., Tensor] = _WeightedNLL.apply
+    return apply(hidden, head.weight, head.bias, head, edges)
 
 
 @torch.no_grad()

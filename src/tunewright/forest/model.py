@@ -60,7 +60,11 @@ class ForestModel:
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model itself; adapters live inside its layers."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+        assert isinstance(base, PreTrainedModel)
+        return base
+    return model
 
 
 @contextmanager

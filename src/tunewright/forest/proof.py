@@ -22,7 +22,7 @@ def prove_forest(model: PreTrainedModel) -> None:
     layers other than attention mix tokens.
     """
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, model.get_input_embeddings().weight.shape[0], 1 + max(max(path) for path in _PATHS))
+    tokens = rng.integers(0, model.config.vocab_size, 1 + max(max(path) for path in _PATHS))
     sequences = [Encoded(tokens[list(path)].astype(np.int32), np.ones(len(path), np.float32)) for path in _PATHS]
     on_forest = score(model, sequences, forest_tokens=10**6).nll
     difference = float(np.abs(on_forest - np.concatenate([_plain_nll(model, one) for one in sequences])).max())

@@ -10,6 +10,7 @@ from tunewright.models.load import quiet
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 _ALL = "all-linear"
@@ -32,6 +33,7 @@ def add_lora(model: "PreTrainedModel", lora: LoraConfig, seed: int) -> "PeftMode
         target_modules=_targets(model, lora),
         bias="none",
     )
+    settings._register_custom_module(_fused())
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
@@ -55,8 +57,16 @@ def load_adapter(model: "PreTrainedModel", folder: Path, trainable: bool = False
         raise UsageError(f"{folder}: no adapter weights, expected adapter_model.safetensors{pickle}")
     try:
         with quiet():
+            settings = peft.LoraConfig.from_pretrained(str(folder), local_files_only=True)
+            settings.inference_mode = not trainable
+            settings._register_custom_module(_fused())
             adapted = peft.PeftModel.from_pretrained(
-                model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True, local_files_only=True
+                model,
+                str(folder),
+                is_trainable=trainable,
+                config=settings,
+                autocast_adapter_dtype=True,
+                local_files_only=True,
             )
     except (ValueError, RuntimeError, KeyError) as error:
         raise RunError(f"{folder}: the adapter does not fit the model ({str(error).splitlines()[0]})") from error
@@ -70,6 +80,15 @@ def load_adapter(model: "PreTrainedModel", folder: Path, trainable: bool = False
             f"{folder}: the adapter does not fit the model, {len(saved ^ expected)} tensors differ, first {first}"
         )
     return adapted
+
+
+def _fused() -> "dict[type[nn.Module], type[nn.Module]]":
+    """PEFT's registration point for layer types: every plain linear gets the fused adapter."""
+    from torch import nn
+
+    from tunewright.models.fused_lora import FusedLoraLinear
+
+    return {nn.Linear: FusedLoraLinear}
 
 
 def linear_names(model: "PreTrainedModel") -> list[str]:

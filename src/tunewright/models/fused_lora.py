@@ -6,6 +6,7 @@ stay float32) and is added into the layer's output in place. Whatever is outside
 training, DoRA and other variants, merged or disabled adapters, several at once) runs PEFT's forward.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ class FusedLoraLinear(Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = self._plain_adapter()
         base = self.base_layer
-        if adapter is None or args or kwargs or type(base) is not nn.Linear or torch.is_autocast_enabled(x.device.type):
+        if adapter is None or args or kwargs or type(base) is not nn.Linear:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         down, up, scale = self.lora_A[adapter], self.lora_B[adapter], self.scaling[adapter]
-        out = _LoraLinear.apply(x, base.weight, base.bias, down.weight, up.weight, scale)
-        return out
+        apply: Callable[..., Tensor] = _LoraLinear.apply
+        return apply(x, base.weight, base.bias, down.weight, up.weight, scale)
 
     def _plain_adapter(self) -> str | None:
         """Name of the one adapter at work, or None where PEFT's forward must run."""

@@ -1,0 +1,23 @@
+"""Go on with an interrupted run.
+
+    tunewright resume DIR
+
+Starts from the newest checkpoint whose files verify, and ends with the bits of an uninterrupted run.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="The run folder.")]) -> None:
+    """Go on with an interrupted run."""
+    from tunewright.cli.progress import Progress
+    from tunewright.cli.train import show_end
+    from tunewright.engine.start import resume as resume_run
+    from tunewright.runs.folder import RunFolder
+
+    with Progress() as progress:
+        run = resume_run(RunFolder.open(Path(folder)), progress)
+        show_end(run, progress)

@@ -1,0 +1,94 @@
+"""Fine-tune a model on your data.
+
+    tunewright train RUN.yaml [key=value …]
+    tunewright train --model smollm2-135m-instruct --data FILE.xlsx [--output DIR] [key=value …]
+
+Ctrl-C writes a checkpoint and ends with 130; `tunewright resume DIR` goes on from it.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tunewright.cli.progress import Progress
+    from tunewright.engine.start import Ready
+    from tunewright.runs.folder import RunFolder
+
+
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.yaml] [key=value …]", help="A config or recipe, and settings to change in it."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model to start from, instead of the config's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Training file, instead of the config's; may be repeated.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Run folder to make.")] = None,
+) -> None:
+    """Fine-tune a model on your data."""
+    from tunewright.cli.progress import Progress
+    from tunewright.config.load import as_override, describe_overrides, read_config, split_arguments
+    from tunewright.engine.start import make_ready, start
+    from tunewright.errors import UsageError
+
+    path, overrides = split_arguments(words or [])
+    if path is None and (model is None or not data):
+        raise UsageError(
+            "train needs a config (tunewright train RUN.yaml), or a model and data "
+            "(tunewright train --model smollm2-135m-instruct --data FILE.xlsx)"
+        )
+    flags = {"model": model, "data.train": data, "output": output}
+    read = read_config(path, [*(as_override(key, value) for key, value in flags.items() if value), *overrides])
+    with Progress() as progress:
+        for setting in describe_overrides(read):
+            progress.say(f"  {setting}")
+        ready = make_ready(read.config, Path.cwd())
+        show_ready(ready, progress)
+        run = start(ready, shlex.join(["tunewright", *sys.argv[1:]]), progress)
+        show_end(run, progress)
+
+
+def show_ready(ready: "Ready", progress: "Progress") -> None:
+    """What was found in the data and what is planned."""
+    for source in ready.prepared.loaded.sources:
+        columns = ", ".join(f"{part} = {column}" for part, column in source.columns.items())
+        found = " (guessed)" if source.guessed else ""
+        progress.say(
+            f"data {source.path}: {source.rows:,} rows, {source.format}{f': {columns}' if columns else ''}{found}"
+        )
+    for dropped in ready.prepared.dropped:
+        places = ", ".join(map(str, dropped.first[:3]))
+        progress.say(f"  left out {dropped.count:,}: {dropped.reason} ({places}{' …' if dropped.count > 3 else ''})")
+    train, validation = ready.prepared.train, ready.prepared.validation
+    progress.say(
+        f"  {len(train):,} examples to train on with {train.supervised_tokens:,} trained tokens, {len(validation):,} "
+        "held out; every answer ends with a stop token"
+    )
+    progress.say("plan")
+    for line in ready.plan.lines():
+        progress.say(f"  {line}")
+
+
+def show_end(run: "RunFolder", progress: "Progress") -> None:
+    """The report's line, and what to do next."""
+    import json
+
+    if run.report_json.exists():
+        report = json.loads(run.report_json.read_text(encoding="utf-8"))
+        before, after = report["base"].get("validation_loss"), report["tuned"].get("validation_loss")
+        losses = f"validation loss {before:.3f} → {after:.3f}; " if before is not None and after is not None else ""
+        progress.say(f"report {run.report_md}: {losses}{report['summary']}")
+        for warning in report["warnings"]:
+            progress.say(f"  note: {warning}")
+    progress.say("next")
+    for command in (
+        f"tunewright chat {shlex.quote(str(run.path))}",
+        f"tunewright eval {shlex.quote(str(run.path))}",
+        f"tunewright export {shlex.quote(str(run.path))} {shlex.quote(str(run.path))}-merged",
+    ):
+        progress.say(f"  {command}")

@@ -1,0 +1,279 @@
+"""The plan: predicted memory and time of a run, made from config and data before any weight is loaded.
+
+Weights, adapters and optimizer states are counted on a model without memory (torch's meta device), and so are the
+tensors that a forward pass saves for its backward: the counting pass is the real one, with real shapes. Time is
+the matrix products' floor at a rate probed on this machine, times what a step was seen to cost beyond it.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tunewright.config.schema import RunConfig
+from tunewright.data.encode import Prepared
+from tunewright.data.examples import Encoded
+from tunewright.data.sampler import Sampler
+from tunewright.engine.tunings import Tuned, trainable, weights_dtype
+from tunewright.errors import UsageError
+from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
+from tunewright.forest.build import build_forest, distinct_tokens
+from tunewright.forest.head import CHUNK_BYTES
+from tunewright.forest.model import ForestModel, plain_model
+from tunewright.models.adapters import add_lora
+from tunewright.models.dtype import choose_dtype
+
+# Python, torch, transformers and their threads, before any weight: resident bytes seen on Linux.
+PROCESS_BYTES = 700 * 2**20
+# Share of the free memory that a run may plan to use.
+USABLE = 0.85
+# A step costs this many times its matrix products' floor (benchmarks/README.md has the measurement).
+STEP_OVER_FLOOR = 1.7
+# Steps looked at for the number of distinct tokens.
+LOOKED_AT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Bytes and seconds are predictions; `forest_tokens` is how many distinct tokens are computed at once."""
+
+    device: str
+    dtype: str
+    dtype_reason: str
+    parameters: int
+    trainable_parameters: int
+    steps: int
+    tokens_per_step: float
+    distinct_tokens_per_step: float
+    forest_tokens: int
+    forests_per_step: float
+    weights_bytes: int
+    training_state_bytes: int
+    activation_bytes: int
+    temporary_bytes: int
+    process_bytes: int
+    available_bytes: int
+    step_flops: float
+    flops_per_second: float
+    step_seconds: float
+    total_seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the run is expected to hold."""
+        return (
+            self.process_bytes
+            + self.weights_bytes
+            + self.training_state_bytes
+            + self.activation_bytes
+            + self.temporary_bytes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "peak_bytes": self.peak_bytes}
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        shared = self.tokens_per_step / self.distinct_tokens_per_step
+        return [
+            f"{_count(self.parameters)} parameters, {_count(self.trainable_parameters)} trained, "
+            f"on {self.device} in {self.dtype} ({self.dtype_reason})",
+            f"{self.steps} steps; a step has {self.tokens_per_step:,.0f} tokens, {self.distinct_tokens_per_step:,.0f} "
+            f"of them distinct (each is computed once: {shared:.1f}× less work), "
+            f"in {_forests(self.forests_per_step, self.forest_tokens)}",
+            f"memory about {gib(self.peak_bytes)} of {gib(self.available_bytes)} free: weights "
+            f"{gib(self.weights_bytes)}, adapters and optimizer {gib(self.training_state_bytes)}, activations "
+            f"{gib(self.activation_bytes)}, the rest {gib(self.temporary_bytes + self.process_bytes)}",
+            f"time about {duration(self.total_seconds)} ({self.step_seconds:.1f} s a step; the matrix products alone "
+            f"{self.step_flops / self.flops_per_second:.1f} s at {self.flops_per_second / 1e9:,.0f} GFLOP/s), plus "
+            "validation, samples and the report",
+        ]
+
+
+def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
+    """Predict memory and time of training `prepared` on the model in `folder`.
+
+    Raises UsageError when not even one example at a time fits, naming what would.
+    """
+    register_forest_attention()
+    dtype, reason = choose_dtype(config.model.dtype)
+    model = _without_memory(config, folder, dtype)
+    settings = config.train
+    sampler = Sampler(len(prepared.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+    sampled = np.unique(np.linspace(0, sampler.total_steps - 1, LOOKED_AT).astype(int))
+    steps = [[prepared.train[index] for index in sampler.step(int(step))] for step in sampled]
+    tokens = [sum(len(one) for one in step) for step in steps]
+    distinct = [distinct_tokens(step) for step in steps]
+
+    parameters, trained = _sizes(model)
+    weights = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    # Trained weights come with a gradient and AdamW's two moments, all of their own type.
+    state = sum(4 * parameter.nbytes for _, parameter in trainable(model))
+    per_token = _saved_bytes_per_token(model)
+    temporary = _temporary_bytes(plain_model(model), dtype)
+    available = available_bytes()
+    room = USABLE * available - PROCESS_BYTES - weights - state - temporary
+    longest = int(prepared.train.lengths.max())
+    forest_tokens = settings.forest_tokens or int(min(room / per_token, max(distinct) * 1.25 + longest))
+    if forest_tokens < longest:
+        if settings.forest_tokens is None:
+            _refuse(config, PROCESS_BYTES + weights + state + temporary, per_token, longest, available)
+        forest_tokens = longest
+    at_once = min(forest_tokens, max(distinct))
+
+    rate = probe_rate(dtype)
+    flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
+    step_seconds = STEP_OVER_FLOOR * flops / rate
+    return Plan(
+        device=_device_name(),
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_reason=reason,
+        parameters=parameters,
+        trainable_parameters=trained,
+        steps=sampler.total_steps,
+        tokens_per_step=float(np.mean(tokens)),
+        distinct_tokens_per_step=float(np.mean(distinct)),
+        forest_tokens=forest_tokens,
+        forests_per_step=max(1.0, float(np.mean(distinct)) / forest_tokens),
+        weights_bytes=weights,
+        training_state_bytes=state,
+        activation_bytes=int(at_once * per_token),
+        temporary_bytes=temporary,
+        process_bytes=PROCESS_BYTES,
+        available_bytes=available,
+        step_flops=flops,
+        flops_per_second=rate,
+        step_seconds=step_seconds,
+        total_seconds=step_seconds * sampler.total_steps,
+    )
+
+
+def available_bytes() -> int:
+    """Memory free for this run: of the GPU if there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return int(psutil.virtual_memory().available)
+
+
+def probe_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products shaped like a small model's, in `dtype`; the best of a few tries."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, inner, outer = (8192, 4096, 4096) if device == "cuda" else (2048, 768, 2048)
+    a, b = torch.ones(rows, inner, dtype=dtype, device=device), torch.ones(inner, outer, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        float((a @ b)[0, 0])
+        seconds.append(time.perf_counter() - began)
+    return 2 * rows * inner * outer / min(seconds)
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """For example `2 h 05 min`, `12 min`, `40 s`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> Tuned:
+    """The model to be trained, with shapes and types but no storage."""
+    settings = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            settings, dtype=weights_dtype(config.method.tuning, dtype), attn_implementation=FOREST_ATTENTION
+        )
+    model.tie_weights()
+    if config.method.tuning == "full":
+        return model
+    return add_lora(model, config.lora, config.train.seed)
+
+
+def _sizes(model: Tuned) -> tuple[int, int]:
+    """Number of the base model's parameters, and of the trained ones."""
+    trained = sum(parameter.numel() for _, parameter in trainable(model))
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return (everything if model is plain_model(model) else everything - trained), trained
+
+
+def _saved_bytes_per_token(model: Tuned) -> float:
+    """Bytes that the forward keeps for the backward, per distinct token: the slope between two forests."""
+    small, large = (_saved_bytes(model, count) for count in (64, 192))
+    return (large - small) / 128
+
+
+def _saved_bytes(model: Tuned, count: int) -> int:
+    sequence = Encoded(np.arange(count, dtype=np.int32), np.zeros(count, np.float32))
+    weights = {
+        parameter.data_ptr() if parameter.device.type != "meta" else id(parameter) for parameter in model.parameters()
+    }
+    held: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and id(tensor) not in weights:
+            held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    forest_model = ForestModel(model, backend="cpu")
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forest_model.hidden(forest_model.layout(build_forest([sequence])))
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def _temporary_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Logits of a chunk with their gradient and exponentials, and the widest layer's gradients in passing."""
+    return 3 * CHUNK_BYTES + 64 * 2**20
+
+
+def _step_flops(model: Tuned, tokens: float, loss_rows: float) -> float:
+    """FLOPs of a step's matrix products: forward and input gradients, and weight gradients where weights train."""
+    plain = plain_model(model)
+    head = plain.get_output_embeddings().weight.numel()
+    body = sum(layer.weight.numel() for layer in plain.modules() if isinstance(layer, nn.Linear)) - head
+    factor = 6 if plain is model else 4
+    return float(factor * (body * tokens + head * loss_rows))
+
+
+def _loss_rows(step: list[Encoded]) -> int:
+    return len(np.unique(build_forest(step).edge_row))
+
+
+def _refuse(config: RunConfig, fixed: float, per_token: float, longest: int, available: int) -> None:
+    need = fixed + per_token * longest
+    fitting = int((USABLE * available - fixed) / per_token)
+    if fitting >= 64:
+        fix = f"set data.max_length to {fitting // 64 * 64} or less"
+    elif config.method.tuning == "full":
+        fix = "set method.tuning to lora"
+    else:
+        fix = "choose a smaller model, or a machine with more memory"
+    raise UsageError(
+        f"this run does not fit: one example of {longest} tokens needs about {gib(need)}, and "
+        f"{gib(USABLE * available)} may be used of the {gib(available)} that are free. The cheapest way out: {fix}."
+    )
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({torch.get_num_threads()} threads)"
+
+
+def _forests(count: float, tokens: int) -> str:
+    return "one forest" if count <= 1 else f"forests of up to {tokens:,} tokens"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -1,0 +1,257 @@
+"""From a config to a finished run: what happens before, around and after the loop.
+
+`make_ready` does everything that needs no weights and may refuse the run; `start` and `resume` load the model,
+train, and write the report.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tunewright.config.schema import RunConfig
+from tunewright.data.encode import Prepared, prepare
+from tunewright.engine.checkpoint import Checkpoint, checkpoints, fault
+from tunewright.engine.loop import Training, fingerprint
+from tunewright.engine.plan import Plan, plan_training
+from tunewright.engine.processes import Processes
+from tunewright.engine.signals import StopRequest, catch_stop_signals
+from tunewright.engine.tunings import Tuned, load_for_training, write_weights
+from tunewright.errors import Interrupted, TunewrightError, UsageError
+from tunewright.evaluate.answers import Question, Reply, ask, fixed_questions
+from tunewright.evaluate.run import evaluate_run
+from tunewright.forest.model import plain_model
+from tunewright.forest.proof import prove_forest
+from tunewright.models.dtype import choose_dtype
+from tunewright.models.load import eos_ids, load_tokenizer
+from tunewright.models.resolve import ModelFolder, resolve_model
+from tunewright.runs.folder import RunFolder, check_output, choose_output
+from tunewright.runs.provenance import collect
+
+
+class Watcher(Protocol):
+    """Who is told how training goes; the terminal's progress display, or nobody."""
+
+    def begin(self, run: RunFolder, step: int, total_steps: int) -> None:
+        """The loop starts after `step` finished steps."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A line was added to metrics.jsonl."""
+
+    def sample(self, step: int, question: Question, reply: Reply) -> None:
+        """A fixed question was answered after `step` steps."""
+
+    def say(self, line: str) -> None:
+        """Anything else worth a line."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def begin(self, run: RunFolder, step: int, total_steps: int) -> None: ...
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def sample(self, step: int, question: Question, reply: Reply) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A config with everything that is known before its weights are loaded. `config` has every choice made."""
+
+    config: RunConfig
+    model: ModelFolder
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Prepared
+    plan: Plan
+
+
+def make_ready(config: RunConfig, base: Path) -> Ready:
+    """Resolve, read, prove and plan. Raises UsageError for anything that would stop the run later."""
+    output = choose_output(config)
+    check_output(output)
+    model = resolve_model(config.model, base)
+    tokenizer = load_tokenizer(model.path)
+    prepared = prepare(config, tokenizer, eos_ids(model.path, tokenizer), base)
+    plan = plan_training(config, model.path, prepared)
+    # What was chosen for this machine is written down, so that the run is the same wherever it goes on.
+    settled = config.model_copy(deep=True)
+    settled.output = str(output)
+    settled.model.dtype = "bfloat16" if plan.dtype == "bfloat16" else "float32"
+    settled.train.forest_tokens = plan.forest_tokens
+    return Ready(settled, model, tokenizer, prepared, plan)
+
+
+def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
+    """Create the run folder and train. Raises Interrupted, RunError or UsageError; the folder says the same."""
+    processes = Processes()
+    output = Path(str(ready.config.output))
+    if processes.is_main:
+        provenance = collect(ready.prepared.loaded.sha256, ready.model.path, ready.model.revision)
+        source = ready.prepared.template.source if ready.prepared.template else ""
+        stop_ids = ready.prepared.stop_ids
+        run = RunFolder.create(
+            output, ready.config, command, template_source=source, stop_ids=stop_ids, provenance=provenance
+        )
+        run.write_plan(ready.plan.to_dict())
+    processes.wait()
+    run = RunFolder.open(output)
+    _train(run, ready, processes, None, watcher)
+    return run
+
+
+def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
+    """Go on from the newest checkpoint that verifies. Raises UsageError when there is none or the run is done."""
+    state = run.status()["state"]
+    if state == "running":
+        raise UsageError(f"{run.path} is still running; stop it first with: tunewright stop {run.path}")
+    if state == "done":
+        raise UsageError(
+            f"{run.path} is done; chat with it (tunewright chat {run.path}), or start a new run with more epochs: "
+            f"tunewright train {run.config_path} output=NEW train.epochs=N"
+        )
+    for path in run.checkpoints():
+        if (found := fault(path)) is not None:
+            watcher.say(f"{path.name} is passed over: {found}")
+    sound = checkpoints(run.checkpoints_path)
+    watcher.say(f"going on from {sound[0].path.name}" if sound else "no checkpoint yet: starting again at step 0")
+    config = run.config
+    tokenizer = load_tokenizer(run.model_folder)
+    prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
+    model = ModelFolder(run.model_folder, config.model.name, run.provenance["model"]["revision"])
+    ready = Ready(config, model, tokenizer, prepared, plan_training(config, model.path, prepared))
+    _train(run, ready, Processes(), sound[0] if sound else None, watcher)
+    return run
+
+
+def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Checkpoint | None, watcher: Watcher) -> None:
+    with catch_stop_signals() as stop, _status_kept(run, processes):
+        if processes.is_main:
+            run.write_status("running", checkpoint.step if checkpoint else 0, ready.plan.steps)
+        dtype, _ = choose_dtype(ready.config.model.dtype)
+        model = load_for_training(ready.model.path, ready.config, dtype, checkpoint.path if checkpoint else None)
+        prove_forest(plain_model(model))
+        training = _assemble(run, ready, processes, model, dtype, watcher)
+        if checkpoint is not None:
+            training.restore(checkpoint)
+        elif processes.is_main:
+            run.rewind(-1)
+        if processes.is_main:
+            watcher.begin(run, training.step, training.sampler.total_steps)
+        training.fit(stop)
+        if processes.is_main:
+            write_weights(model, run.path)
+            _report(run, ready, model, training, stop, watcher)
+
+
+def _assemble(
+    run: RunFolder, ready: Ready, processes: Processes, model: Tuned, dtype: torch.dtype, watcher: Watcher
+) -> Training:
+    config, prepared = ready.config, ready.prepared
+    held_out = prepared.validation_examples or prepared.train_examples
+    questions = fixed_questions(config.samples.prompts, config.data.system, held_out) if prepared.template else []
+    predicted = ready.plan.to_dict()
+
+    def on_sample(step: int) -> None:
+        if not processes.is_main or prepared.template is None or not questions:
+            return
+        replies = ask(model, ready.tokenizer, prepared.template, questions, config.samples.max_new_tokens)
+        for question, reply in zip(questions, replies, strict=True):
+            run.append_sample({"step": step, "question": question.text, "answer": reply.text, "finish": reply.finish})
+            watcher.sample(step, question, reply)
+
+    def on_step(record: dict[str, Any]) -> None:
+        board.add(record)
+        if record["step"] == 1:
+            run.write_plan({**predicted, "measured": {k: record[k] for k in ("step_seconds", "peak_memory_bytes")}})
+        watcher.step(record)
+
+    board = _TensorBoard(run)
+    return Training(
+        config=config,
+        run=run,
+        model=model,
+        train=prepared.train,
+        validation=prepared.validation,
+        forest_tokens=ready.plan.forest_tokens,
+        compute_dtype=dtype,
+        data_fingerprint=fingerprint([prepared.train, prepared.validation]),
+        processes=processes,
+        on_step=on_step,
+        on_sample=on_sample,
+    )
+
+
+def _report(
+    run: RunFolder, ready: Ready, model: Tuned, training: Training, stop: StopRequest, watcher: Watcher
+) -> None:
+    """The report at the end; a stop request leaves it out, and the trained weights are already safe."""
+
+    def poll() -> None:
+        if stop:
+            raise Interrupted(
+                f"training is done and saved; the report was left out. Make it with: tunewright eval {run.path}"
+            )
+
+    if ready.config.evaluate.at_end:
+        evaluate_run(
+            run,
+            model,
+            ready.tokenizer,
+            ready.prepared,
+            forest_tokens=training.forest_tokens,
+            poll=poll,
+            say=watcher.say,
+        )
+
+
+@contextmanager
+def _status_kept(run: RunFolder, processes: Processes) -> Iterator[None]:
+    """Whatever ends the block, status.json says so in words."""
+
+    def write(state: Any, reason: str | None = None) -> None:
+        if processes.is_main:
+            before = run.status()
+            run.write_status(state, before["step"], before["total_steps"], reason)
+
+    try:
+        yield
+    except Interrupted as error:
+        write("interrupted", str(error))
+        raise
+    except KeyboardInterrupt:
+        write("interrupted", "stopped at once by a second signal")
+        raise
+    except TunewrightError as error:
+        write("failed", str(error))
+        raise
+    except BaseException as error:
+        write("failed", f"{type(error).__name__}: {error}")
+        raise
+    write("done")
+
+
+class _TensorBoard:
+    """TensorBoard event files, opened at the first record."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._folder = run.tensorboard_path
+        self._write: Callable[[str, float, int], None] | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        if self._write is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._write = SummaryWriter(str(self._folder)).add_scalar
+        for key in ("loss", "validation_loss", "learning_rate", "grad_norm", "samples_per_second", "memory_bytes"):
+            if key in record and math.isfinite(record[key]):
+                self._write(
+                    f"train/{key}" if key != "validation_loss" else "validation/loss", record[key], record["step"]
+                )
