@@ -117,7 +117,7 @@ def test_a_plain_model_chats_with_its_own_template(model: Path) -> None:
 def test_checkpoints_are_found_by_number_name_and_path(tmp_path: Path, model: Path) -> None:
     run = tiny_run(tmp_path / "run", model)
     early, late = checkpoint(run, 5, model, 0.1), checkpoint(run, 10, model, 0.2)
-    assert weights_folder(run) == (run.path, "finished")
+    assert weights_folder(run) == (run.path, "end of training")
     for name in ("5", "step-5", str(early)):
         assert weights_folder(run, name) == (early, "step-5")
     with pytest.raises(UsageError, match="checkpoints of this run: 5, 10"):
@@ -166,7 +166,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(run: RunFolder) -> None:
     process.stdout.readline()  # the greeting: the model is loaded
     process.stdout.read(1)  # the answer has begun
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "(stopped)" in out
     assert out.rstrip().endswith("(the dialog is forgotten)")
