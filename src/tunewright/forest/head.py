@@ -37,18 +37,18 @@ class Edges:
     weight: Tensor
 
 
-def weighted_nll(hidden: Tensor, head: Head, edges: Edges) -> Tensor:
+def weighted_nll(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
     """Σ weight · nll over all edges, a scalar in float32 (float64 for float64 inputs). `hidden` is [R, D]."""
     apply: Callable[..., Tensor] = _WeightedNLL.apply
-    return apply(hidden, head.weight, head.bias, head, edges)
+    return apply(hidden, head.weight, head.bias, head, edges, chunk_bytes)
 
 
 @torch.no_grad()
-def edge_scores(hidden: Tensor, head: Head, edges: Edges) -> tuple[Tensor, Tensor]:
+def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
     """For each edge its nll (float64 [E]) and whether its target is the likeliest token (bool [E])."""
     nll = torch.empty(len(edges.row), dtype=torch.float64, device=hidden.device)
     best = torch.empty(len(edges.row), dtype=torch.bool, device=hidden.device)
-    for rows, part in _chunks(len(hidden), head.weight.shape[0], edges):
+    for rows, part in _chunks(len(hidden), head.weight.shape[0], edges, chunk_bytes):
         logits, _ = _logits(hidden[rows], head, head.weight.to(hidden.dtype), head.bias)
         local, target = edges.row[part] - rows.start, edges.target[part]
         nll[part] = (logits.logsumexp(dim=-1)[local] - logits[local, target]).double()
@@ -58,7 +58,9 @@ def edge_scores(hidden: Tensor, head: Head, edges: Edges) -> tuple[Tensor, Tenso
 
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges, chunk_bytes: int
+    ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         cast_weight = weight.to(hidden.dtype)
         wide = _wide(hidden.dtype)
@@ -66,7 +68,7 @@ class _WeightedNLL(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs_bias else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for rows, part in _chunks(len(hidden), weight.shape[0], edges):
+        for rows, part in _chunks(len(hidden), weight.shape[0], edges, chunk_bytes):
             logits, slope = _logits(hidden[rows], head, cast_weight, bias)
             local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
             log_sum = logits.logsumexp(dim=-1)
@@ -102,6 +104,7 @@ class _WeightedNLL(torch.autograd.Function):
             None if bias is None else (bias * grad_total).to(bias_dtype),
             None,
             None,
+            None,
         )
 
 
@@ -123,9 +126,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _chunks(num_rows: int, vocabulary: int, edges: Edges) -> list[tuple[slice, slice]]:
+def _chunks(num_rows: int, vocabulary: int, edges: Edges, chunk_bytes: int) -> list[tuple[slice, slice]]:
     """Slices of rows, each with the slice of edges that read them (edges are sorted by row)."""
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    size = max(1, chunk_bytes // (4 * vocabulary))
     starts = list(range(0, num_rows, size))
     bounds = torch.searchsorted(edges.row, torch.tensor([*starts, num_rows], device=edges.row.device)).tolist()
     return [

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM, with real signals to this process."""
+
+import signal
+
+import pytest
+
+from tunewright.engine.signals import StopRequest, catch_stop_signals
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_only_asks(name: str) -> None:
+    with catch_stop_signals() as stop:
+        assert not stop
+        signal.raise_signal(signal.Signals[name])
+        assert stop
+        assert stop.signal_name == name
+
+
+def test_the_second_signal_ends_at_once_and_keeps_the_first_name() -> None:
+    with catch_stop_signals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.signal_name == "SIGTERM"
+
+
+def test_earlier_handlers_come_back_whatever_happens() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(RuntimeError, match="within"), catch_stop_signals():
+        fail()
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def fail() -> None:
+    raise RuntimeError("within")
+
+
+def test_requests_are_not_shared() -> None:
+    with catch_stop_signals() as first:
+        signal.raise_signal(signal.SIGTERM)
+    with catch_stop_signals() as second:
+        assert first
+        assert not second
+    assert not StopRequest()

@@ -1,0 +1,107 @@
+"""Buckets of the `cpu` backend hold what the dense mask shows, every row once."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import VOCABULARY, encoded, random_sequences
+from tunewright.data.examples import Encoded
+from tunewright.forest.build import Forest, build_forest
+from tunewright.forest.layout import BLOCK_ROWS, PADDING_LIMIT, ForestLayout
+
+WINDOWS = [None, 1, 3, 200]
+
+
+def long_sequences() -> list[Encoded]:
+    """A trunk longer than a block of queries, with branches that are longer than one too, and many short ones."""
+    rng = np.random.default_rng(2)
+    trunk = rng.integers(3, VOCABULARY, BLOCK_ROWS + 22).tolist()
+    tails = [rng.integers(3, VOCABULARY, length).tolist() for length in (2 * BLOCK_ROWS + 1, BLOCK_ROWS, 1, 5, 5, 9)]
+    return [encoded(trunk + tail, [1.0] * (len(trunk) + len(tail))) for tail in tails]
+
+
+def forests() -> list[Forest]:
+    return [build_forest(random_sequences(seed)) for seed in range(4)] + [build_forest(long_sequences())]
+
+
+def definition(forest: Forest, window: int | None) -> np.ndarray:
+    """Bool [T, T] row by row: the path from the root to a row, cut to the window."""
+    mask = np.zeros((len(forest), len(forest)), bool)
+    for row in range(len(forest)):
+        path = forest.path_rows(int(forest.segment[row]))
+        path = path[: int(forest.position_ids[row]) + 1]
+        mask[row, path if window is None else path[-window:]] = True
+    return mask
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_dense_mask_is_the_path_to_the_root(window: int | None) -> None:
+    for forest in forests():
+        mask = ForestLayout(forest, torch.device("cpu"), "reference").dense_mask(window)
+        assert np.array_equal(mask.numpy(), definition(forest, window))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | None) -> None:
+    for forest in forests():
+        layout = ForestLayout(forest, torch.device("cpu"), "cpu")
+        buckets = layout.buckets(window)
+        expected = layout.dense_mask(window)
+        seen = torch.zeros_like(expected)
+        times = torch.zeros(len(forest), dtype=torch.int64)
+        for bucket in buckets.buckets:
+            n, q = bucket.query_rows.shape
+            assert bucket.bias.shape == (n, 1, 1, q, bucket.key_rows.shape[1])
+            assert bool(((bucket.bias == 0) | (bucket.bias == float("-inf"))).all())
+            visible = bucket.bias[:, 0, 0] == 0
+            assert bool(visible.any(dim=-1).all())  # also padded queries, whose softmax would be NaN
+            for block in range(n):
+                for place in range(q):
+                    row = int(bucket.query_rows[block, place])
+                    keys = bucket.key_rows[block][visible[block, place]]
+                    assert len(keys) == len(set(keys.tolist()))  # no key counts twice, padding among them
+                    if bucket.query_real[block, place]:
+                        times[row] += 1
+                        seen[row, keys] = True
+        assert bool((times == 1).all())
+        assert torch.equal(seen, expected)
+        everything = torch.cat([bucket.query_rows.reshape(-1) for bucket in buckets.buckets])
+        assert torch.equal(everything[buckets.inverse], torch.arange(len(forest)))
+        real = torch.cat([bucket.query_real.reshape(-1) for bucket in buckets.buckets])
+        assert bool((real[buckets.inverse] == 1).all())
+
+
+def test_padding_stays_within_its_limit() -> None:
+    for forest in forests():
+        for bucket in ForestLayout(forest, torch.device("cpu"), "cpu").buckets().buckets:
+            queries = bucket.query_real.sum(dim=1)
+            # Real keys of a block: those its last query sees.
+            keys = (bucket.bias[:, 0, 0, -1] == 0).sum(dim=-1)
+            padded = bucket.query_rows.numel() * bucket.key_rows.shape[1]
+            assert padded <= PADDING_LIMIT * float((queries * keys).sum()) + 1e-6
+
+
+def test_edges_are_sorted_by_row_and_read_loss_rows() -> None:
+    forest = build_forest(random_sequences(0))
+    layout = ForestLayout(forest, torch.device("cpu"), "cpu")
+    rows = layout.loss_rows[layout.edges.row]
+    assert bool((layout.edges.row.diff() >= 0).all())
+    assert len(layout.loss_rows.unique()) == len(layout.loss_rows)
+    found = zip(
+        rows.tolist(),
+        layout.edges.target.tolist(),
+        layout.edges.weight.tolist(),
+        layout.edge_sequence.tolist(),
+        strict=True,
+    )
+    expected = zip(forest.edge_row, forest.edge_target, forest.edge_weight, forest.edge_sequence, strict=True)
+    assert sorted(found) == sorted((int(r), int(t), float(w), int(s)) for r, t, w, s in expected)
+    assert torch.equal(layout.input_ids[0], torch.from_numpy(forest.input_ids))
+    assert torch.equal(layout.position_ids[0], torch.from_numpy(forest.position_ids))
+
+
+def test_masks_and_buckets_are_built_once_per_window() -> None:
+    layout = ForestLayout(build_forest(random_sequences(1)), torch.device("cpu"), "cpu")
+    assert layout.buckets(3) is layout.buckets(3)
+    assert layout.buckets(3) is not layout.buckets(None)
+    assert layout.dense_mask(3) is layout.dense_mask(3)
