@@ -7,6 +7,7 @@ A model loaded with `attn_implementation=FOREST_ATTENTION` calls `forest_attenti
 - `cpu`: blocks of query rows gathered into length buckets against their ancestors' keys (`bucketed.py`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -55,11 +56,18 @@ def forest_attention(
             "attention dropout is not defined on a forest; set attention_dropout to 0 in the model's config"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if forest.backend == "reference" or softcap is not None or s_aux is not None:
-        out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
-    else:
-        out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window), scale)
+    with _own_precision(query.device.type):
+        if forest.backend == "reference" or softcap is not None or s_aux is not None:
+            out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
+        else:
+            out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window), scale)
     return out[None], None
+
+
+def _own_precision(device: str) -> AbstractContextManager[Any]:
+    """Autocast off: it would round the scores to half precision in the forward, but not in the backward."""
+    available = torch.amp.is_autocast_available(device)  # not on the meta device, which the plan counts on
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def reference_attention(
