@@ -1,5 +1,6 @@
 """The encoding equals the template's own tokenisation, and loss falls on the answers and their stop tokens alone."""
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizers import ENDLESS, STYLES, THINKING, tiny_tokenizer
 from tunewright.data.examples import Dialog, Encoded, Message, Place
-from tunewright.data.template import REWRITES, ChatTemplate, EncodedDialog, Refused, template_source
+from tunewright.data.template import REWRITES, ChatTemplate, EncodedDialog, Refused, freeze_dates, template_source
 from tunewright.errors import UsageError
 
 HERE = Place("test.json", 1)
@@ -226,3 +227,9 @@ def test_the_template_may_come_from_a_file(tmp_path: Path) -> None:
         template_source(tokenizer, "absent.jinja", tmp_path)
     with pytest.raises(UsageError, match="not UTF-8"):
         template_source(tokenizer, "gbk.jinja", tmp_path)
+
+
+def test_dates_are_fixed_when_the_template_is_read() -> None:
+    source = """{{ strftime_now("%d %b %Y") }} {{ strftime_now( '%Y' ) }} {{ strftime_now(x) }}"""
+    today = datetime.now()
+    assert freeze_dates(source) == f'{{{{ "{today:%d %b %Y}" }}}} {{{{ "{today:%Y}" }}}} {{{{ strftime_now(x) }}}}'

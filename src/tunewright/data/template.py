@@ -10,9 +10,11 @@ Which tokens are trained follows from structure, never from searching decoded te
 A token is trained when it lies wholly inside such a span and not behind the stop token that ends it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 _QUESTION, _ANSWER = "tunewright-question", "tunewright-answer"  # what the template is probed with
 _CHUNK = 1000  # dialogs tokenised per call: large enough for the batch speed, small enough for flat memory
 
@@ -247,19 +250,28 @@ class ChatTemplate:
 def template_source(tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path) -> str | None:
     """The Jinja text `data.template` means: a file's (relative to `base`), or the tokenizer's own for auto.
 
-    None where auto finds none. Raises UsageError for a file that is missing or not UTF-8.
+    Dates in it are fixed (`freeze_dates`). None where auto finds none. Raises UsageError for a file that is missing or not UTF-8.
     """
     if setting == "auto":
-        return None if tokenizer.chat_template is None else str(tokenizer.get_chat_template())
+        return None if tokenizer.chat_template is None else freeze_dates(str(tokenizer.get_chat_template()))
     path = base / setting
     try:
-        return path.read_text(encoding="utf-8")
+        return freeze_dates(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"data.template: cannot read {path} ({error.strerror}); write auto or the path of a Jinja file"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"data.template: {path} is not UTF-8 (byte {error.start})") from error
+
+
+def freeze_dates(source: str) -> str:
+    """`source` with every `strftime_now("…")` (Llama-3.1 writes today's date so) replaced by today's text.
+
+    The run keeps this text, so a run resumed or chatted with tomorrow has the prompt it was trained with.
+    """
+    now = datetime.now()
+    return _STRFTIME_NOW.sub(lambda call: json.dumps(now.strftime(call["format"])), source)
 
 
 def special_spelling(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:

@@ -5,15 +5,12 @@ maybe evaluate, sample, checkpoint → poll for stop. Everything it changes is e
 random state or the step number, and a checkpoint holds these four; so a resumed run repeats the lost steps bit for bit.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.optim import AdamW
@@ -22,6 +19,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.examples import EncodedSet
 from tunewright.data.sampler import Sampler
 from tunewright.engine import checkpoint as checkpoints
+from tunewright.engine.memory import give_back_free_memory, memory_bytes, peak_memory_bytes
 from tunewright.engine.processes import Processes
 from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
@@ -32,6 +30,9 @@ from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
 from tunewright.runs.folder import RunFolder
+
+# Steps between two returns of free memory to the system.
+TRIM_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class Training:
             self._require_finite(result)
             rate = self._update()
             self.step += 1
+            if self.step % TRIM_EVERY == 0:
+                give_back_free_memory()
             self.seconds += time.perf_counter() - began
             record = self._record(result, rate, time.perf_counter() - began)
             if self.step % self.config.evaluate_steps == 0 or self.step == total:
@@ -173,7 +176,8 @@ class Training:
         checkpoints.restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
         checkpoints.restore_random_state(checkpoints.load_random_state(checkpoint.path))
         if self.processes.is_main:
-            self.run.rewind(self.step)
+            # Before the first step the untrained model is measured, and will be again.
+            self.run.rewind(self.step or -1)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Autocast where float32 weights are trained with bfloat16 arithmetic."""
@@ -263,18 +267,3 @@ def fingerprint(sets: Sequence[EncodedSet]) -> str:
         for array in (one.input_ids, one.weights, one.offsets):
             digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def memory_bytes() -> int:
-    """What this process holds now: memory of the GPU where training uses one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_memory_bytes() -> int:
-    """The most that this process has held."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -5,11 +5,12 @@ train, and write the report.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,44 +23,18 @@ from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
 from tunewright.engine.signals import StopRequest, catch_stop_signals
 from tunewright.engine.tunings import Tuned, load_for_training, write_weights
+from tunewright.engine.watch import Logged, Watcher
 from tunewright.errors import Interrupted, TunewrightError, UsageError
-from tunewright.evaluate.answers import Question, Reply, ask, fixed_questions
+from tunewright.evaluate.answers import ask, fixed_questions
+from tunewright.evaluate.plots import plot_run
 from tunewright.evaluate.run import evaluate_run
 from tunewright.forest.model import plain_model
 from tunewright.forest.proof import prove_forest
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.load import eos_ids, load_tokenizer
 from tunewright.models.resolve import ModelFolder, resolve_model
-from tunewright.runs.folder import RunFolder, check_output, choose_output
+from tunewright.runs.folder import RunFolder, State, check_output, choose_output
 from tunewright.runs.provenance import collect
-
-
-class Watcher(Protocol):
-    """Who is told how training goes; the terminal's progress display, or nobody."""
-
-    def begin(self, run: RunFolder, step: int, total_steps: int) -> None:
-        """The loop starts after `step` finished steps."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """A line was added to metrics.jsonl."""
-
-    def sample(self, step: int, question: Question, reply: Reply) -> None:
-        """A fixed question was answered after `step` steps."""
-
-    def say(self, line: str) -> None:
-        """Anything else worth a line."""
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def begin(self, run: RunFolder, step: int, total_steps: int) -> None: ...
-
-    def step(self, record: dict[str, Any]) -> None: ...
-
-    def sample(self, step: int, question: Question, reply: Reply) -> None: ...
-
-    def say(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +68,7 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
     """Create the run folder and train. Raises Interrupted, RunError or UsageError; the folder says the same."""
     processes = Processes()
     output = Path(str(ready.config.output))
+    processes.wait()  # until every process has seen that the folder is free
     if processes.is_main:
         provenance = collect(ready.prepared.loaded.sha256, ready.model.path, ready.model.revision)
         source = ready.prepared.template.source if ready.prepared.template else ""
@@ -103,7 +79,8 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
         run.write_plan(ready.plan.to_dict())
     processes.wait()
     run = RunFolder.open(output)
-    _train(run, ready, processes, None, watcher)
+    # Each process probed and planned for itself; what was written down holds for all.
+    _train(run, replace(ready, config=run.config), processes, None, watcher)
     return run
 
 
@@ -122,23 +99,30 @@ def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
             watcher.say(f"{path.name} is passed over: {found}")
     sound = checkpoints(run.checkpoints_path)
     watcher.say(f"going on from {sound[0].path.name}" if sound else "no checkpoint yet: starting again at step 0")
-    config = run.config
+    config = run.config.model_copy(deep=True)
+    if run.template_source:
+        config.data.template = str(run.template_path.absolute())
     tokenizer = load_tokenizer(run.model_folder)
     prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
     model = ModelFolder(run.model_folder, config.model.name, run.provenance["model"]["revision"])
     ready = Ready(config, model, tokenizer, prepared, plan_training(config, model.path, prepared))
-    _train(run, ready, Processes(), sound[0] if sound else None, watcher)
+    processes = Processes()
+    processes.wait()  # until every process has read the status that training rewrites
+    _train(run, ready, processes, sound[0] if sound else None, watcher)
     return run
 
 
 def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Checkpoint | None, watcher: Watcher) -> None:
-    with catch_stop_signals() as stop, _status_kept(run, processes):
+    log = Logged(watcher, run.log_path) if processes.is_main else None
+    watcher = log or watcher
+    done = checkpoint.step if checkpoint else 0
+    with catch_stop_signals() as stop, _status_kept(run, log), closing(_TensorBoard(run, done)) as board:
         if processes.is_main:
-            run.write_status("running", checkpoint.step if checkpoint else 0, ready.plan.steps)
+            run.write_status("running", done, ready.plan.steps)
         dtype, _ = choose_dtype(ready.config.model.dtype)
         model = load_for_training(ready.model.path, ready.config, dtype, checkpoint.path if checkpoint else None)
         prove_forest(plain_model(model))
-        training = _assemble(run, ready, processes, model, dtype, watcher)
+        training = _assemble(run, ready, processes, model, dtype, board, watcher)
         if checkpoint is not None:
             training.restore(checkpoint)
         elif processes.is_main:
@@ -152,7 +136,13 @@ def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Check
 
 
 def _assemble(
-    run: RunFolder, ready: Ready, processes: Processes, model: Tuned, dtype: torch.dtype, watcher: Watcher
+    run: RunFolder,
+    ready: Ready,
+    processes: Processes,
+    model: Tuned,
+    dtype: torch.dtype,
+    board: "_TensorBoard",
+    watcher: Watcher,
 ) -> Training:
     config, prepared = ready.config, ready.prepared
     held_out = prepared.validation_examples or prepared.train_examples
@@ -173,14 +163,13 @@ def _assemble(
             run.write_plan({**predicted, "measured": {k: record[k] for k in ("step_seconds", "peak_memory_bytes")}})
         watcher.step(record)
 
-    board = _TensorBoard(run)
     return Training(
         config=config,
         run=run,
         model=model,
         train=prepared.train,
         validation=prepared.validation,
-        forest_tokens=ready.plan.forest_tokens,
+        forest_tokens=config.train.forest_tokens or ready.plan.forest_tokens,
         compute_dtype=dtype,
         data_fingerprint=fingerprint([prepared.train, prepared.validation]),
         processes=processes,
@@ -210,16 +199,19 @@ def _report(
             poll=poll,
             say=watcher.say,
         )
+    elif metrics := run.metrics():
+        plot_run(metrics, run.loss_png)
 
 
 @contextmanager
-def _status_kept(run: RunFolder, processes: Processes) -> Iterator[None]:
-    """Whatever ends the block, status.json says so in words."""
+def _status_kept(run: RunFolder, log: Logged | None) -> Iterator[None]:
+    """Whatever ends the block, status.json and log.txt say so in words; where there is a log, in the main process."""
 
-    def write(state: Any, reason: str | None = None) -> None:
-        if processes.is_main:
+    def write(state: State, reason: str | None = None) -> None:
+        if log is not None:
             before = run.status()
             run.write_status(state, before["step"], before["total_steps"], reason)
+            log.write(state if reason is None else f"{state}: {reason}")
 
     try:
         yield
@@ -233,25 +225,33 @@ def _status_kept(run: RunFolder, processes: Processes) -> Iterator[None]:
         write("failed", str(error))
         raise
     except BaseException as error:
+        if log is not None:
+            log.write(traceback.format_exc())
         write("failed", f"{type(error).__name__}: {error}")
         raise
     write("done")
 
 
 class _TensorBoard:
-    """TensorBoard event files, opened at the first record."""
+    """TensorBoard event files, opened at the first record; what an earlier process wrote after `step` is hidden."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, step: int) -> None:
         self._folder = run.tensorboard_path
-        self._write: Callable[[str, float, int], None] | None = None
+        self._purge = step + 1 if step else None
+        self._writer: Any = None
 
     def add(self, record: dict[str, Any]) -> None:
-        if self._write is None:
+        if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._write = SummaryWriter(str(self._folder)).add_scalar
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge)
         for key in ("loss", "validation_loss", "learning_rate", "grad_norm", "samples_per_second", "memory_bytes"):
             if key in record and math.isfinite(record[key]):
-                self._write(
-                    f"train/{key}" if key != "validation_loss" else "validation/loss", record[key], record["step"]
-                )
+                name = f"train/{key}" if key != "validation_loss" else "validation/loss"
+                self._writer.add_scalar(name, record[key], record["step"])
+        # Else it keeps events for two minutes, which a kill would lose for good.
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

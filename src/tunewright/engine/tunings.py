@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tunewright.config.schema import RunConfig
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.models.adapters import add_lora, load_adapter
-from tunewright.models.load import load_model
+from tunewright.models.load import load_model, quiet
 
 Tuned = PreTrainedModel | PeftModel
 
@@ -47,8 +47,10 @@ def trainable(model: Tuned) -> list[tuple[str, Tensor]]:
 
 def write_weights(model: Tuned, folder: Path) -> None:
     """Write `folder/adapter` (PEFT's format) or `folder/model` (transformers' format, in the weights' own type)."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)
-    else:
-        model.save_pretrained(str(folder / "model"))
+    with quiet():
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+            # PEFT's model card is a form to fill in; the run's report says it all.
+            (folder / "adapter" / "README.md").unlink(missing_ok=True)
+        else:
+            model.save_pretrained(str(folder / "model"))
