@@ -1,0 +1,229 @@
+"""tunewright against the tutorial script (transformers Trainer + PEFT): the same work, side by side in one run.
+
+    python benchmarks/sft_vs_trainer.py [--data FILE] [--system TEXT] [--max-length 384] [--output results.json]
+
+Every contestant is a fresh process with the same threads, model folder, token ids, labels, order of rows, samples a
+step, first adapter weights and learning rate; README.md says how each of these is kept equal. This process only
+launches them, one after the other, and lays their JSON lines side by side; the contestants are in `contestants.py`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from contestants import MICRO_BATCH, run_part
+
+from tunewright.errors import TunewrightError, UsageError
+
+CONTESTANTS = ("tunewright", "trainer", "trainer-nockpt")
+BASELINE = "trainer"
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        if options.contestant is not None:
+            name, work, launched = options.contestant
+            print(json.dumps(run_part(name, Path(work), float(launched))))
+            return 0
+        results = compare(options)
+    except TunewrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    text = to_markdown(results)
+    print(text)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, hub id, GGUF or folder")
+    parser.add_argument(
+        "--data", default="persona/captain_biscuit.jsonl", help="rows to train on (the shipped persona)"
+    )
+    parser.add_argument("--system", help="system prompt of every row that has none")
+    parser.add_argument("--max-length", type=int, default=384, help="longer rows are left out, for all (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples a step, for all (%(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of each contestant (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=2, help="first steps that are not counted (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="constant, for all (%(default)s)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="of the frozen weights"
+    )
+    parser.add_argument("--threads", type=int, help="of every contestant (torch's own choice)")
+    parser.add_argument("--seed", type=int, default=42, help="of order and first adapter (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="write the numbers here, and FILE.md beside it"
+    )
+    parser.add_argument(
+        "--contestant",
+        nargs=3,
+        metavar=("NAME", "FOLDER", "TIME"),
+        help="how this program launches itself for one part of the comparison",
+    )
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """All parts in turn, each in its own process; what the report needs. Raises UsageError for unusable options."""
+    if options.batch_size < MICRO_BATCH or options.batch_size % MICRO_BATCH:
+        raise UsageError(
+            f"--batch-size is {options.batch_size}; the peers take {MICRO_BATCH} at a time: a multiple of it"
+        )
+    if not 0 <= options.warmup < options.steps:
+        raise UsageError(f"--warmup is {options.warmup} of {options.steps} steps; leave at least one step to count")
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="tunewright-benchmark-") as folder:
+        work = Path(folder)
+        settings = {key: value for key, value in vars(options).items() if key not in ("contestant", "output")}
+        (work / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        facts = launch("prepare", work, options.threads)
+        runs = {name: launch(name, work, options.threads) for name in CONTESTANTS}
+        floor = launch("floor", work, options.threads)
+    if len(threads := {part["threads"] for part in runs.values()}) > 1:
+        raise UsageError(f"the contestants ran with different numbers of threads ({threads}); set --threads")
+    counted = slice(options.warmup, options.steps)
+    per_step = {key: statistics.mean(values[counted]) for key, values in facts.pop("steps").items()}
+    settings |= {"data": Path(options.data).name, "model": Path(options.model).name, "threads": threads.pop()}
+    return {
+        "benchmark": "sft_vs_trainer",
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "settings": settings,
+        **facts,
+        "load_before": load_before,
+        "per_step": per_step,
+        "floor": floor,
+        "contestants": {
+            name: measures(run, counted, options.batch_size, per_step, floor["seconds"]) for name, run in runs.items()
+        },
+    }
+
+
+def launch(name: str, work: Path, threads: int | None) -> dict[str, Any]:
+    """Run one part in a fresh process; its last line of output. What it says on the way goes to stderr."""
+    environment = {"CUDA_VISIBLE_DEVICES": "0", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    print(f"{name} …", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--contestant", name, str(work), repr(time.time())]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout)
+        raise SystemExit(done.returncode)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def measures(
+    run: dict[str, Any], counted: slice, batch_size: int, per_step: dict[str, float], floor_seconds: float
+) -> dict[str, Any]:
+    """Rates over the counted steps; tokens are those of the data (no padding), whatever a contestant computes."""
+    seconds = run["step_seconds"][counted]
+    mean = statistics.mean(seconds)
+    return {
+        **run,
+        "computed_tokens": statistics.mean(run["step_computed_tokens"][counted]),
+        "cpu_share": sum(run["step_cpu_seconds"][counted]) / sum(seconds) / run["threads"],
+        "samples_per_second": batch_size / statistics.median(seconds),
+        "samples_per_second_overall": batch_size / mean,
+        "tokens_per_second": per_step["tokens"] / mean,
+        "distinct_tokens_per_second": per_step["distinct_tokens"] / mean,
+        "supervised_tokens_per_second": per_step["supervised_tokens"] / mean,
+        "step_over_floor": mean / floor_seconds,
+    }
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """The report: what was done, the measures, the floor, the loss curves; tables that also read in a terminal."""
+    settings, floor, runs, per_step = (results[key] for key in ("settings", "floor", "contestants", "per_step"))
+    base, dtype = runs[BASELINE], results["dtype"]
+    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    rate = floor["flops_per_second"] / 1e9
+    curves = [
+        [str(step + 1), *(f"{run['losses'][step]:.6f}" for run in runs.values())] for step in range(settings["steps"])
+    ]
+    differences = (f"{name} {_difference(run, base)}" for name, run in runs.items() if name != BASELINE)
+    lines = [
+        f"# tunewright and the tutorial script, {results['created']}",
+        "",
+        f"- work: {settings['model']} on {settings['data']} (sha256 {results['data_sha256'][:12]}), "
+        f"{results['examples']:,} rows, {results['left_out']:,} left out; max_length {settings['max_length']}",
+        f"- settings: LoRA r 8 α 32 on all linear layers, {settings['batch_size']} samples a step, learning rate "
+        f"{settings['learning_rate']:g} constant, seed {settings['seed']}",
+        f"- steps: {settings['steps']}, the first {settings['warmup']} not counted; one has {per_step['tokens']:,.0f} "
+        f"tokens, {per_step['distinct_tokens']:,.0f} of them distinct, {per_step['supervised_tokens']:,.0f} trained",
+        f"- machine: {results['machine']}, {settings['threads']} threads, {dtype}; load average before the start "
+        f"{results['load_before']:.1f}",
+        f"- versions: {versions}",
+        "",
+        *_table(["", *runs], _measure_rows(runs)),
+        "",
+        f"Floor: the matrix products that a step can't do without take {floor['seconds']:.3f} s alone, "
+        f"{settings['batch_size'] / floor['seconds']:.1f} samples/s at {rate:,.0f} GFLOP/s ({dtype}, model's shapes).",
+        "",
+        *_table(["loss of step", *runs], curves),
+        "",
+        f"Largest difference from the loss of {BASELINE}: {'; '.join(differences)}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _measure_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
+    base = runs[BASELINE]
+
+    def row(title: str, key: str, form: str, unit: float = 1) -> list[str]:
+        return [title, *(format(run[key] / unit, form) for run in runs.values())]
+
+    def ratios(title: str, key: str) -> list[str]:
+        return [title, *(f"{run[key] / base[key]:.2f}×" for run in runs.values())]
+
+    return [
+        row("samples/s, median of steps", "samples_per_second", ".2f"),
+        ratios(f"… to {BASELINE}", "samples_per_second"),
+        row("samples/s, over all steps", "samples_per_second_overall", ".2f"),
+        ratios(f"… to {BASELINE}", "samples_per_second_overall"),
+        row("tokens computed in a step, padding too", "computed_tokens", ",.0f"),
+        row("tokens/s", "tokens_per_second", ",.0f"),
+        row("distinct tokens/s", "distinct_tokens_per_second", ",.0f"),
+        row("trained tokens/s", "supervised_tokens_per_second", ",.0f"),
+        row("peak memory, GiB", "peak_memory_bytes", ".2f", 2**30),
+        ratios(f"… to {BASELINE}", "peak_memory_bytes"),
+        row("start-up, s", "startup_seconds", ".1f"),
+        row("wall clock, start-up included, s", "wall_seconds", ".1f"),
+        ratios(f"… to {BASELINE}", "wall_seconds"),
+        row("step over its floor", "step_over_floor", ".2f"),
+        row("CPU time got, of what its threads could", "cpu_share", ".0%"),
+    ]
+
+
+def _difference(run: dict[str, Any], base: dict[str, Any]) -> str:
+    pairs = zip(run["losses"], base["losses"], strict=True)
+    largest, relative = max((abs(a - b), abs(a - b) / abs(b)) for a, b in pairs)
+    return f"{largest:.2g} ({relative:.2g} of it)"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table with its columns aligned, so that it reads in a terminal too."""
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    first, *others = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in [heads, *rows]
+    ]
+    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return [f"| {' | '.join(row)} |" for row in (first, rule, *others)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
