@@ -250,7 +250,8 @@ class ChatTemplate:
 def template_source(tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path) -> str | None:
     """The Jinja text `data.template` means: a file's (relative to `base`), or the tokenizer's own for auto.
 
-    Dates in it are fixed (`freeze_dates`). None where auto finds none. Raises UsageError for a file that is missing or not UTF-8.
+    Dates in it are fixed (`freeze_dates`). None where auto finds none. Raises UsageError for a file that is missing
+    or not UTF-8.
     """
     if setting == "auto":
         return None if tokenizer.chat_template is None else freeze_dates(str(tokenizer.get_chat_template()))
