@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -59,10 +60,11 @@ def save_checkpoint(
         save_file(random_state(), aside / "random.safetensors")
         (aside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
         _write_manifest(aside)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
         shutil.rmtree(aside, ignore_errors=True)
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise RunError(
-            f"could not write checkpoint {final}: {error.strerror or error}. Earlier checkpoints are untouched; "
+            f"could not write checkpoint {final}: {reason}. Earlier checkpoints are untouched; "
             "make room and go on with `tunewright resume`."
         ) from error
     shutil.rmtree(final, ignore_errors=True)
