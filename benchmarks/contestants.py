@@ -121,7 +121,8 @@ def prepare_work(work: Path) -> dict[str, Any]:
 
 def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[str, Any]]:
     """Loss of each step, by what `tunewright train` runs: reading, encoding, plan and proofs are in its start-up."""
-    from tunewright.engine.start import Silent, make_ready, start
+    from tunewright.engine.start import make_ready, start
+    from tunewright.engine.watch import Silent
     from tunewright.errors import RunError
     from tunewright.runs.folder import RunFolder
 
