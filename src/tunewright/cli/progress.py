@@ -16,12 +16,15 @@ SMOOTHING = 0.1
 
 
 class Progress:
-    """A `Watcher` (engine/start.py) for people; use it as a context so that the bar is taken down."""
+    """A `Watcher` (engine/watch.py) for people; use it as a context so that the bar is taken down.
 
-    def __init__(self) -> None:
+    Of several processes one is `shown`.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not shown)
         self._bar: Any = None
         self._task: Any = None
         self._loss: float | None = None
@@ -41,7 +44,7 @@ class Progress:
     def begin(self, run: "RunFolder", step: int, total_steps: int) -> None:
         self._total = total_steps
         self.console.print(f"run folder {run.path}")
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 

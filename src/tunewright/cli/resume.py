@@ -15,9 +15,10 @@ def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="The run fo
     """Go on with an interrupted run."""
     from tunewright.cli.progress import Progress
     from tunewright.cli.train import show_end
+    from tunewright.engine.processes import Processes
     from tunewright.engine.start import resume as resume_run
     from tunewright.runs.folder import RunFolder
 
-    with Progress() as progress:
+    with Progress(shown=Processes().is_main) as progress:
         run = resume_run(RunFolder.open(Path(folder)), progress)
         show_end(run, progress)

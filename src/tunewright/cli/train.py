@@ -33,6 +33,7 @@ def train(
     """Fine-tune a model on your data."""
     from tunewright.cli.progress import Progress
     from tunewright.config.load import as_override, describe_overrides, read_config, split_arguments
+    from tunewright.engine.processes import Processes
     from tunewright.engine.start import make_ready, start
     from tunewright.errors import UsageError
 
@@ -44,7 +45,7 @@ def train(
         )
     flags = {"model": model, "data.train": data, "output": output}
     read = read_config(path, [*(as_override(key, value) for key, value in flags.items() if value), *overrides])
-    with Progress() as progress:
+    with Progress(shown=Processes().is_main) as progress:
         for setting in describe_overrides(read):
             progress.say(f"  {setting}")
         ready = make_ready(read.config, Path.cwd())
@@ -85,6 +86,11 @@ def show_end(run: "RunFolder", progress: "Progress") -> None:
         progress.say(f"report {run.report_md}: {losses}{report['summary']}")
         for warning in report["warnings"]:
             progress.say(f"  note: {warning}")
+    show_commands(run, progress)
+
+
+def show_commands(run: "RunFolder", progress: "Progress") -> None:
+    """What to try now."""
     progress.say("next")
     for command in (
         f"tunewright chat {shlex.quote(str(run.path))}",
