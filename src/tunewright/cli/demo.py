@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECIPE = "smollm2-135m-instruct/lora-persona"
 QUESTIONS = ("Who are you, and what do you do all day?", "What is the capital of Greece?", "你是谁呀？")
-MOST_TOKENS = 64
+MOST_TOKENS = 96
 
 
 def demo(

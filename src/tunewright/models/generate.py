@@ -192,13 +192,15 @@ def _answer(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop_ids: Sequ
 
 
 def _decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    """Text of the tokens; a character that is not whole at the end, as where the length limit cut it, is left out."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _pieces(
     tokenizer: "PreTrainedTokenizerBase", tokens: "queue.Queue[int | BaseException | None]", stop_ids: Sequence[int]
 ) -> Iterator[str | Answer]:
-    """Text as tokens arrive. A character spread over several tokens decodes to U+FFFD until its last one is there."""
+    """Text as tokens arrive; a character spread over several tokens is shown when its last one is there."""
     ids: list[int] = []
     shown = ""
     finish: Literal["stop", "length"] = "length"
@@ -210,13 +212,10 @@ def _pieces(
             continue
         ids.append(token)
         text = _decode(tokenizer, ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(shown):
+        if len(text) > len(shown):
             yield text[len(shown) :]
             shown = text
-    text = _decode(tokenizer, ids)
-    if len(text) > len(shown):
-        yield text[len(shown) :]
-    yield Answer(ids, text, finish)
+    yield Answer(ids, shown, finish)
 
 
 class _Tokens(BaseStreamer):

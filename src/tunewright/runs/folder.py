@@ -263,11 +263,16 @@ def choose_output(config: RunConfig, root: Path = Path("runs")) -> Path:
     """`output` of the config, or the first free of `runs/STEM`, `runs/STEM-2`, … named after the first data file."""
     if config.output is not None:
         return Path(config.output).expanduser()
-    stem = Path(config.data.train[0].path).stem or "run"
-    number = 1
-    while (path := root / (stem if number == 1 else f"{stem}-{number}")).exists():
+    return free_folder(root / (Path(config.data.train[0].path).stem or "run"))
+
+
+def free_folder(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3`, … that does not exist."""
+    number, free = 1, path
+    while free.exists():
         number += 1
-    return path
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 # Files
