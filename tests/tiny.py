@@ -86,7 +86,7 @@ def encoded(ids: list[int], weights: list[float]) -> Encoded:
 
 
 def random_sequences(seed: int, count: int = 9, longest: int = 24, alphabet: int = 3) -> list[Encoded]:
-    """Ragged sequences over a small alphabet, so that prefixes are shared, with duplicates and several trained spans."""
+    """Ragged sequences over a small alphabet: shared prefixes, duplicates, several trained spans."""
     rng = np.random.default_rng(seed)
     sequences: list[Encoded] = []
     for _ in range(count):
