@@ -79,20 +79,20 @@ class Key(NamedTuple):
     section: type[BaseModel] | None
 
 
-def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[Key]:
+def all_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[Key]:
     """Every key in the order of the schema, sections before what is in them."""
     found = []
     for name, field in model.model_fields.items():
         section = None if prefix + name == "data.validation" else _section(field.annotation)
         found.append(Key(prefix + name, field, section))
         if section is not None:
-            found += keys(section, f"{prefix}{name}.")
+            found += all_keys(section, f"{prefix}{name}.")
     return found
 
 
 def page(language: str) -> str:
     """The whole page as Markdown."""
-    descriptions = chinese() if language == "zh" else {key.name: str(key.field.description) for key in keys()}
+    descriptions = chinese() if language == "zh" else {key.name: str(key.field.description) for key in all_keys()}
     parts = [INTRO[language]]
     for title, members in _sections().items():
         heading = f"## `{title}`\n\n{descriptions[title]}" if title else f"## {TITLE[language]}"
@@ -104,7 +104,7 @@ def page(language: str) -> str:
 def chinese() -> dict[str, str]:
     """The translated descriptions. Raises ValueError where they are not exactly those of the schema's keys."""
     found: dict[str, str] = json.loads(DESCRIPTIONS.read_text(encoding="utf-8"))
-    names = [key.name for key in keys()]
+    names = [key.name for key in all_keys()]
     if list(found) != names:
         differing = sorted(set(found) ^ set(names)) or "their order"
         raise ValueError(f"{DESCRIPTIONS.name} does not match the schema: {differing}")
@@ -113,7 +113,7 @@ def chinese() -> dict[str, str]:
 
 def _sections() -> dict[str, list[Key]]:
     sections: dict[str, list[Key]] = {"": []}
-    for key in keys():
+    for key in all_keys():
         if key.section is not None:
             sections[key.name] = []
         sections[key.name.rpartition(".")[0]].append(key)
