@@ -2,8 +2,10 @@
 
 import ctypes
 import platform
+import re
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -20,6 +22,12 @@ def peak_memory_bytes() -> int:
     """The most that this process has held."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage would also count what the parent held before it started this program.
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
