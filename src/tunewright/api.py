@@ -1,10 +1,10 @@
 """The Python API: what the command line does, as short in a notebook.
 
-import tunewright
-config = tunewright.load_config("run.yaml", "train.epochs=1")
-run = tunewright.train(config)
-print(run.report_md.read_text())
-print(tunewright.chat(run).ask("Who are you?"))
+    from tunewright.api import chat, load_config, train
+
+    run = train(load_config("run.yaml", "train.epochs=1"))
+    print(run.report_md.read_text())
+    print(chat(run).ask("Who are you?"))
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def load_config(source: str | Path | Mapping[str, Any], *overrides: str) -> RunC
 
 def train(config: RunConfig, watcher: Watcher | None = None) -> RunFolder:
     """Prove, plan, train and report; the run folder. Raises UsageError before start, RunError or Interrupted after."""
-    return start(make_ready(config, Path.cwd()), "tunewright.train(config)", watcher or Silent())
+    return start(make_ready(config, Path.cwd()), "tunewright.api.train(config)", watcher or Silent())
 
 
 class Chat:
