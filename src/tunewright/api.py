@@ -1,10 +1,10 @@
 """The Python API: what the command line does, as short in a notebook.
 
-    from tunewright.api import chat, load_config, train
+from tunewright.api import chat, load_config, train
 
-    run = train(load_config("run.yaml", "train.epochs=1"))
-    print(run.report_md.read_text())
-    print(chat(run).ask("Who are you?"))
+run = train(load_config("run.yaml", "train.epochs=1"))
+print(run.report_md.read_text())
+print(chat(run).ask("Who are you?"))
 """
 
 from collections.abc import Mapping
