@@ -32,7 +32,7 @@ from tunewright.objectives import OBJECTIVES
 from tunewright.runs.folder import RunFolder
 
 # Steps between two returns of free memory to the system.
-TRIM_EVERY = 10
+TRIM_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
