@@ -58,8 +58,9 @@ class Causal(torch.nn.Module):
         return self.layer.o_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def test_attention_that_ignores_the_forest_is_refused() -> None:
-    model = tiny_model("llama", torch.float32, FOREST_ATTENTION)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_ignores_the_forest_is_refused(dtype: torch.dtype) -> None:
+    model = tiny_model("llama", dtype, FOREST_ATTENTION)
     for layer in model.model.layers:
         layer.self_attn = Causal(layer.self_attn)
     with pytest.raises(UsageError, match="llama models can't be trained .* do not follow the token forest"):

@@ -1,10 +1,11 @@
 """The plan: predicted memory and time of a run, made from config and data before any weight is loaded.
 
 Weights, adapters and optimizer states are counted on a model without memory (torch's meta device), and so are the
-tensors that a forward pass saves for its backward: the counting pass is the real one, with real shapes. Time is
+tensors that a forward pass saves for its backward (`activations.py`). Time is
 the matrix products' floor at a rate probed on this machine, times what a step was seen to cost beyond it.
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +14,21 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared
 from tunewright.data.examples import Encoded
 from tunewright.data.sampler import Sampler
+from tunewright.engine.activations import saved_bytes_per_token
 from tunewright.engine.tunings import Tuned, trainable, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.head import CHUNK_BYTES
-from tunewright.forest.model import ForestModel, plain_model
+from tunewright.forest.model import plain_model
+from tunewright.forest.proof import cannot_follow
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
 
@@ -33,8 +36,8 @@ from tunewright.models.dtype import choose_dtype
 PROCESS_BYTES = 700 * 2**20
 # Share of the free memory that a run may plan to use.
 USABLE = 0.85
-# A step costs this many times its matrix products' floor (benchmarks/README.md has the measurement).
-STEP_OVER_FLOOR = 1.7
+# A step costs this many times its matrix products' floor (benchmarks/results has the measurement).
+STEP_OVER_FLOOR = 2.0
 # Steps looked at for the number of distinct tokens.
 LOOKED_AT = 16
 
@@ -115,8 +118,9 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     weights = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
     # Trained weights come with a gradient and AdamW's two moments, all of their own type.
     state = sum(4 * parameter.nbytes for _, parameter in trainable(model))
-    per_token = _saved_bytes_per_token(model)
-    temporary = _temporary_bytes(plain_model(model), dtype)
+    autocast = dtype if dtype != weights_dtype(config.method.tuning, dtype) else None
+    temporary = _temporary_bytes(model, autocast)
+    per_token = saved_bytes_per_token(model, autocast)
     available = available_bytes()
     room = USABLE * available - PROCESS_BYTES - weights - state - temporary
     longest = int(prepared.train.lengths.max())
@@ -155,10 +159,12 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
 
 
 def available_bytes() -> int:
-    """Memory free for this run: of the GPU if there is one, else of the machine."""
+    """Memory free for this process: of the GPU if there is one, else its share of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return int(psutil.virtual_memory().available)
+    # What torchrun and accelerate launch call the number of processes on this machine.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(psutil.virtual_memory().available) // sharing
 
 
 def probe_rate(dtype: torch.dtype) -> float:
@@ -189,11 +195,18 @@ def duration(seconds: float) -> str:
 def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> Tuned:
     """The model to be trained, with shapes and types but no storage."""
     settings = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if rate := settings.to_dict().get("attention_dropout"):
+        raise UsageError(
+            f"{folder / 'config.json'} sets attention_dropout to {rate}, which is not defined on a token forest; set "
+            "it to 0 there. Answers do not depend on it"
+        )
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             settings, dtype=weights_dtype(config.method.tuning, dtype), attn_implementation=FOREST_ATTENTION
         )
     model.tie_weights()
+    if not model.is_backend_compatible():
+        raise cannot_follow(settings.model_type, "they bring attention code, or other layers, of their own")
     if config.method.tuning == "full":
         return model
     return add_lora(model, config.lora, config.train.seed)
@@ -206,34 +219,11 @@ def _sizes(model: Tuned) -> tuple[int, int]:
     return (everything if model is plain_model(model) else everything - trained), trained
 
 
-def _saved_bytes_per_token(model: Tuned) -> float:
-    """Bytes that the forward keeps for the backward, per distinct token: the slope between two forests."""
-    small, large = (_saved_bytes(model, count) for count in (64, 192))
-    return (large - small) / 128
-
-
-def _saved_bytes(model: Tuned, count: int) -> int:
-    sequence = Encoded(np.arange(count, dtype=np.int32), np.zeros(count, np.float32))
-    weights = {
-        parameter.data_ptr() if parameter.device.type != "meta" else id(parameter) for parameter in model.parameters()
-    }
-    held: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and id(tensor) not in weights:
-            held[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    forest_model = ForestModel(model, backend="cpu")
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forest_model.hidden(forest_model.layout(build_forest([sequence])))
-    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-
-
-def _temporary_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Logits of a chunk with their gradient and exponentials, and the widest layer's gradients in passing."""
-    return 3 * CHUNK_BYTES + 64 * 2**20
+def _temporary_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
+    """Logits of a chunk with their gradient and exponentials, the largest gradient twice, and narrowed weights."""
+    gradient = max(parameter.nbytes for _, parameter in trainable(model))  # the head's is made in the forward
+    linears = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    return 3 * CHUNK_BYTES + 64 * 2**20 + gradient + (0 if autocast is None else autocast.itemsize * linears)
 
 
 def _step_flops(model: Tuned, tokens: float, loss_rows: float) -> float:

@@ -37,12 +37,20 @@ def prove_forest(model: PreTrainedModel) -> None:
     difference = float(np.abs(on_forest - np.concatenate([_plain_nll(model, one) for one in sequences])).max())
     leak = _leak(model, build_forest(sequences))
     if not (difference <= _LOSS_LIMIT.get(model.dtype, _LOSS_LIMIT_HALF) and leak <= _LEAK_LIMIT):
-        raise UsageError(
-            f"{model.config.model_type} models can't be trained by this version: their layers do not follow the token "
-            f"forest (its losses differ from the plain ones by {difference:.3g}, and a token moves rows that must not "
-            f"see it by {leak:.1%}). Choose a model whose attention goes through transformers' AttentionInterface, "
-            "such as Llama, Qwen, Mistral, Mixtral, Gemma or Phi."
+        raise cannot_follow(
+            model.config.model_type,
+            f"its losses differ from the plain ones by {difference:.3g}, and a token moves rows that must not see it "
+            f"by {leak:.1%}",
         )
+
+
+def cannot_follow(model_type: str, evidence: str) -> UsageError:
+    """What to tell who chose an architecture that computes something else on a forest than on sequences."""
+    return UsageError(
+        f"{model_type} models can't be trained by this version: their layers do not follow the token forest "
+        f"({evidence}). Choose a model whose attention goes through transformers' AttentionInterface, such as Llama, "
+        "Qwen, Mistral, Mixtral, Gemma or Phi."
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,248 @@
+"""The plan: exact counts, activations as autograd really keeps them, and a way out where a run cannot fit."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
+
+from tests.tiny import tiny_config, tiny_model
+from tests.tokenizers import save_tiny, tiny_tokenizer
+from tunewright.config.schema import RunConfig
+from tunewright.data.encode import Prepared, prepare
+from tunewright.data.sampler import Sampler
+from tunewright.engine import plan as planning
+from tunewright.engine.plan import Plan, plan_training
+from tunewright.engine.tunings import Tuned, load_for_training, trainable
+from tunewright.errors import UsageError
+from tunewright.forest.build import build_forest, distinct_tokens
+from tunewright.forest.model import ForestModel, plain_model
+from tunewright.models.load import eos_ids, load_tokenizer
+
+
+@dataclass
+class Case:
+    """A model folder with data, and the settings of a run on them."""
+
+    folder: Path
+    data: Path
+
+    def config(self, tuning: str = "lora", dtype: str = "float32", max_length: int = 400, **train: Any) -> RunConfig:
+        return RunConfig.model_validate(
+            {
+                "model": {"name": str(self.folder), "dtype": dtype},
+                "data": {"train": str(self.data), "max_length": max_length, "drop_bad_rows": True},
+                "method": {"tuning": tuning},
+                "lora": {"rank": 4},
+                "train": {"batch_size": 4, "epochs": 2, **train},
+            }
+        )
+
+    def prepared(self, config: RunConfig) -> Prepared:
+        tokenizer = load_tokenizer(self.folder)
+        return prepare(config, tokenizer, eos_ids(self.folder, tokenizer), Path.cwd())
+
+    def plan(self, config: RunConfig) -> Plan:
+        return plan_training(config, self.folder, self.prepared(config))
+
+    def model(self, config: RunConfig) -> Tuned:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
+        return load_for_training(self.folder, config, dtype, None)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = save_tiny(tiny_tokenizer("chatml"), tmp_path_factory.mktemp("model"))
+    data = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    rows = [
+        {"instruction": f"What is boat {n}?", "output": f"The Heron {n}. " + "She sails at noon. " * (n % 9)}
+        for n in range(40)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Case(folder, data)
+
+
+@pytest.fixture(autouse=True)
+def _no_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe takes a second on one core; one test looks at it."""
+    if "probe" not in request.node.name:
+        monkeypatch.setattr(planning, "probe_rate", lambda dtype: 1e11)
+
+
+def steps(config: RunConfig, prepared: Prepared) -> list[list[Any]]:
+    settings = config.train
+    sampler = Sampler(len(prepared.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+    return [[prepared.train[index] for index in sampler.step(step)] for step in range(sampler.total_steps)]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_and_their_bytes_are_exact(case: Case, tuning: str, dtype: str) -> None:
+    config = case.config(tuning, dtype)
+    plan, model = case.plan(config), case.model(config)
+    trained = [parameter for _, parameter in trainable(model)]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    adapters = 0 if tuning == "full" else sum(parameter.numel() for parameter in trained)
+    assert plan.parameters == sum(parameter.numel() for parameter in model.parameters()) - adapters
+    assert plan.trainable_parameters == sum(parameter.numel() for parameter in trained)
+    assert plan.weights_bytes == sum(parameter.nbytes for parameter in frozen)
+    # The weight, its gradient, and what AdamW keeps of it.
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert plan.training_state_bytes == sum(tensor.nbytes for tensor in [*trained, *trained, *moments])
+
+
+def test_steps_and_tokens_are_those_of_the_data(case: Case) -> None:
+    config = case.config(max_steps=10)
+    plan, all_steps = case.plan(config), steps(config, case.prepared(config))
+    assert plan.steps == len(all_steps) == 10
+    assert plan.tokens_per_step == pytest.approx(sum(len(one) for step in all_steps for one in step) / 10)
+    assert plan.distinct_tokens_per_step == pytest.approx(sum(map(distinct_tokens, all_steps)) / 10)
+    assert plan.total_seconds == pytest.approx(10 * plan.step_seconds)
+    assert plan.dtype == "float32"
+
+
+def really_saved(model: Tuned, step: list[Any], autocast: bool) -> int:
+    """Bytes of all tensors that autograd keeps for the backward of one forest, weights left out."""
+    held: dict[int, Tensor] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address is used twice
+        return tensor
+
+    model.train()
+    forest_model = ForestModel(plain_model(model))
+    # Its gradient is made in the forward; the plan has it among the temporary bytes.
+    forest_model.model.get_output_embeddings().weight.requires_grad_(False)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        loss = forest_model.weighted_nll(build_forest(step))
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in weights)
+
+
+def narrowed(model: Tuned) -> int:
+    """Bytes of the bfloat16 copies of the decoder's linear weights, which autocast keeps."""
+    linears = [layer for layer in plain_model(model).model.modules() if isinstance(layer, torch.nn.Linear)]
+    return sum(2 * layer.weight.numel() for layer in linears)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_what_autograd_keeps(case: Case, tuning: str, dtype: str) -> None:
+    config = case.config(tuning, dtype)
+    prepared, plan, model = case.prepared(config), case.plan(config), case.model(config)
+    largest = max(steps(config, prepared), key=distinct_tokens)
+    assert plan.forest_tokens >= distinct_tokens(largest)
+    autocast = (tuning, dtype) == ("full", "bfloat16")
+    saved = really_saved(model, largest, autocast) - (narrowed(model) if autocast else 0)
+    assert plan.activation_bytes == pytest.approx(saved, rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral-window", "mixtral", "gemma2", "gemma3"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_every_family_can_be_planned(case: Case, tmp_path: Path, family: str, tuning: str) -> None:
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    tiny_config(family).save_pretrained(tmp_path)  # no weights: none are needed
+    model = tiny_model(family, attention="eager")
+    for dtype in ("float32", "bfloat16"):
+        plan = Case(tmp_path, case.data).plan(case.config(tuning, dtype))
+        assert plan.parameters == model.num_parameters()
+        assert plan.activation_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (LlamaConfig(attention_dropout=0.1), "attention_dropout to 0.1"),
+        (BloomConfig(), "bloom models"),
+        (MambaConfig(), "mamba models"),
+    ],
+    ids=["attention dropout", "bloom", "mamba"],
+)
+def test_what_a_forest_cannot_compute_is_refused(
+    case: Case, tmp_path: Path, config: PreTrainedConfig, reason: str
+) -> None:
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=reason):
+        Case(tmp_path, case.data).plan(case.config())
+
+
+def test_a_forest_holds_the_longest_example_whatever_was_asked(case: Case) -> None:
+    longest = int(case.prepared(case.config()).train.lengths.max())
+    assert case.plan(case.config(forest_tokens=1)).forest_tokens == longest
+    assert case.plan(case.config(forest_tokens=longest + 7)).forest_tokens == longest + 7
+    assert case.plan(case.config(batch_size=1)).forest_tokens >= longest
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
+    monkeypatch.setattr(planning, "available_bytes", lambda: int(count))
+
+
+def fixed_and_per_token(case: Case, config: RunConfig) -> tuple[float, float]:
+    """Bytes of this run that no forest size changes, and those per distinct token."""
+    plan = case.plan(config)
+    most = max(map(distinct_tokens, steps(config, case.prepared(config))))
+    return plan.peak_bytes - plan.activation_bytes, plan.activation_bytes / min(most, plan.forest_tokens)
+
+
+def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = case.config()
+    longest = int(case.prepared(config).train.lengths.max())
+    fixed, per_token = fixed_and_per_token(case, config)
+    seen = []
+    for tokens in (10**6, longest + 100, longest + 10, longest + 1):
+        with_memory(monkeypatch, (fixed + per_token * (tokens + 0.5)) / planning.USABLE)
+        plan = case.plan(config)
+        assert longest <= plan.forest_tokens <= max(tokens, 1)
+        assert plan.peak_bytes <= planning.USABLE * plan.available_bytes
+        seen.append(plan.forest_tokens)
+    assert seen == sorted(seen, reverse=True)
+    with_memory(monkeypatch, (fixed + per_token * (longest - 1)) / planning.USABLE)
+    with pytest.raises(UsageError, match=f"does not fit: one example of {longest} tokens needs about"):
+        case.plan(config)
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    quarter = planning.available_bytes()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    if not torch.cuda.is_available():
+        assert quarter == pytest.approx(planning.available_bytes() / 4, rel=0.2)
+
+
+def test_the_way_out_is_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = case.config()
+    fixed, per_token = fixed_and_per_token(case, config)
+    with_memory(monkeypatch, (fixed + per_token * 70) / planning.USABLE)
+    with pytest.raises(UsageError, match="The cheapest way out: set data.max_length to 64 or less"):
+        case.plan(config)
+    assert case.plan(case.config(max_length=64)).forest_tokens >= 2
+    with_memory(monkeypatch, fixed / planning.USABLE)
+    with pytest.raises(UsageError, match="choose a smaller model, or a machine with more memory"):
+        case.plan(config)
+    with pytest.raises(UsageError, match="set method.tuning to lora"):
+        case.plan(case.config("full"))
+
+
+def test_the_probe_is_a_rate_of_this_machine() -> None:
+    assert 1e8 < planning.probe_rate(torch.float32) < 1e16
+
+
+def test_words(case: Case) -> None:
+    text = "\n".join(case.plan(case.config()).lines())
+    for words in ("parameters", "each is computed once", "in one forest", "GiB free", "time about", "GFLOP/s"):
+        assert words in text
