@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.data.examples import Encoded
@@ -98,6 +98,7 @@ def test_segments_are_maximal_unbranched_stretches(lists: list[Pairs]) -> None:
             assert found[forest.start[parent] + forest.length[parent] - 1] == first[:-1]
 
 
+@settings(max_examples=25)  # every pair of rows
 @given(SEQUENCES)
 def test_tour_intervals_are_ancestry(lists: list[Pairs]) -> None:
     forest = build_forest(grown(lists))
