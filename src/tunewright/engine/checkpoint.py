@@ -4,7 +4,6 @@ A checkpoint holds weights (`adapter/` in PEFT's format, or `model/`), the optim
 state and the step. All tensors are safetensors, all else JSON: nothing is unpickled.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tunewright.errors import RunError
+from tunewright.models.cache import sha256_of
 
 MANIFEST = "manifest.json"
 # Files up to this size are hashed in the manifest; larger ones are checked by size alone.
@@ -98,7 +98,7 @@ def fault(path: Path) -> str | None:
             return f"{file} is missing"
         if file.stat().st_size != expected["size"]:
             return f"{file} has {file.stat().st_size} bytes, not {expected['size']}"
-        if expected["sha256"] is not None and _sha256(file) != expected["sha256"]:
+        if expected["sha256"] is not None and sha256_of(file) != expected["sha256"]:
             return f"{file} was changed or damaged"
     return None
 
@@ -156,16 +156,11 @@ def _write_manifest(folder: Path) -> None:
         size = path.stat().st_size
         manifest[path.relative_to(folder).as_posix()] = {
             "size": size,
-            "sha256": _sha256(path) if size <= _HASH_LIMIT else None,
+            "sha256": sha256_of(path) if size <= _HASH_LIMIT else None,
         }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
     _sync(folder / MANIFEST)
     _sync(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
