@@ -26,7 +26,7 @@ def turns(row: dict[str, Any], layout: Layout = ALPACA, system: str | None = Non
     example = read_example(row, layout, system, PLACE)
     assert isinstance(example, Dialog)
     assert example.place == PLACE
-    assert all(message.train for message in example.messages)
+    assert all(message.weight == 1 for message in example.messages)
     return [(message.role, message.content) for message in example.messages]
 
 
@@ -158,7 +158,7 @@ def test_answers_may_be_kept_from_training(value: list[dict[str, Any]]) -> None:
     example = read_example({"conversation": value}, CONVERSATION, None, PLACE)
     assert isinstance(example, Dialog)
     assert example.messages == (
-        Message("user", "a"), Message("assistant", "b", train=False), Message("user", "c"), Message("assistant", "d"),
+        Message("user", "a"), Message("assistant", "b", weight=0.0), Message("user", "c"), Message("assistant", "d"),
     )  # fmt: skip
 
 

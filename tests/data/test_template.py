@@ -67,7 +67,7 @@ def test_ids_are_the_templates_and_loss_is_on_answers(style: str, dialog: Dialog
     )
     ids = result.encoded.input_ids.tolist()
     stop = tokenizer.decode([template.turn_end])
-    answers = [i for i, m in enumerate(dialog.messages) if m.role == "assistant" and m.train]
+    answers = [i for i, m in enumerate(dialog.messages) if m.train]
     runs = trained_runs(result.encoded)
     assert len(runs) == len(answers)
     straddling = 0
@@ -90,9 +90,9 @@ def test_one_pass_equals_one_dialog_per_turn(style: str, dialog: Dialog) -> None
     whole = template.encode(dialog)
     union = np.zeros_like(whole.weights)
     for i, message in enumerate(dialog.messages):
-        if message.role != "assistant" or not message.train:
+        if not message.train:
             continue
-        earlier = tuple(Message(m.role, m.content, train=False) for m in dialog.messages[:i])
+        earlier = tuple(Message(m.role, m.content, weight=0.0) for m in dialog.messages[:i])
         turn = template.encode(Dialog((*earlier, message), HERE))
         assert turn.input_ids.tolist() == whole.input_ids[: len(turn)].tolist()
         union[: len(turn)] += turn.weights
@@ -159,7 +159,7 @@ def test_a_rewriting_template_is_refused_with_its_reason() -> None:
     with pytest.raises(UsageError, match=r"test\.json:1: .*renders earlier answers differently"):
         template.encode(two_turns)
     untrained = Dialog(
-        (*two_turns.messages[:1], Message("assistant", first.content, False), *two_turns.messages[2:]), HERE
+        (*two_turns.messages[:1], Message("assistant", first.content, 0.0), *two_turns.messages[2:]), HERE
     )
     assert trained_text(TOKENIZERS["chatml"], template.encode(untrained)) == ["no<|im_end|>"]
 

@@ -1,4 +1,4 @@
-"""Plain data that flows from files to the forest: Place, Message, Dialog, Text, Encoded, EncodedSet."""
+"""Plain data that flows from files to the forest: messages, the five kinds of example, and encoded sequences."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row came from; `line` is the 1-based line of a text file or row of a sheet."""
+    """Where a row came from; `line` is the 1-based line of a text file, or row of a sheet or table."""
 
     file: str
     line: int
@@ -21,20 +21,45 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """An assistant's call of a tool; `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `train` says whether an assistant turn carries loss."""
+    """One turn.
+
+    `weight` is the loss weight of an assistant turn's tokens, 0 for one that is not trained. `reasoning` is what a
+    thinking model writes before its answer; it is kept apart so that the template places it. A `tool` message holds
+    what a tool returned, `name` says which.
+    """
 
     role: Role
     content: str
-    train: bool = True
+    weight: float = 1.0
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+
+    @property
+    def train(self) -> bool:
+        """Whether loss is put on this turn."""
+        return self.role == "assistant" and self.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """A supervised example: optional system message, then user and assistant in turn, assistant last."""
+    """A supervised example: optional system message, then turns of which the last is the assistant's.
+
+    `tools` is a JSON list of the tools the assistant may call, as text, or None.
+    """
 
     messages: tuple[Message, ...]
     place: Place
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +70,38 @@ class Text:
     place: Place
 
 
-Example = Dialog | Text
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt (ends with a user or tool turn) with a better and a worse answer."""
+
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    place: Place
+    tools: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A prompt with one answer that is known to be good or bad (KTO)."""
+
+    prompt: tuple[Message, ...]
+    answer: Message
+    good: bool
+    place: Place
+    tools: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt without an answer, for reinforcement learning."""
+
+    messages: tuple[Message, ...]
+    place: Place
+    tools: str | None = None
+
+
+Example = Dialog | Text | Preference | Labelled | Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -72,7 +72,7 @@ def _conversation(value: Any) -> tuple[str, list[Message]]:
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow("the dialog is not a list of turns")
     system, turns = _input_output(value) if "output" in value[0] else _roles(value)
-    if not any(turn.train for turn in turns if turn.role == "assistant"):
+    if not any(turn.train for turn in turns):
         raise BadRow("no answer of the dialog carries loss")
     return system, turns
 
@@ -86,7 +86,7 @@ def _input_output(value: list[dict[str, Any]]) -> tuple[str, list[Message]]:
             raise BadRow("the system prompt changes within the dialog")
         turns.append(Message("user", _required(turn.get("input"), "question")))
         loss = turn.get("output_with_loss", True)
-        turns.append(Message("assistant", _required(turn.get("output"), "answer"), bool(loss)))
+        turns.append(Message("assistant", _required(turn.get("output"), "answer"), float(bool(loss))))
     return system, turns
 
 
@@ -105,7 +105,7 @@ def _roles(value: list[dict[str, Any]]) -> tuple[str, list[Message]]:
         if role != ("assistant" if len(turns) % 2 else "user"):
             raise BadRow("question and answer do not alternate")
         words = _required(content, "question" if role == "user" else "answer")
-        turns.append(Message(role, words, bool(turn.get("loss", True))))
+        turns.append(Message(role, words, float(bool(turn.get("loss", True)))))
     if len(turns) % 2 or not turns:
         raise BadRow("the dialog does not end with an answer")
     return system, turns

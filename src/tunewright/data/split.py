@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from tunewright.data.examples import Dialog, Example, Message
+from tunewright.data.examples import Dialog, Example, Labelled, Preference, Prompt, Text
 from tunewright.errors import UsageError
 
 FEW = 10  # with fewer examples than this, a share that comes to less than one holds out none
@@ -37,9 +37,19 @@ def split(examples: Sequence[Example], size: float | None, seed: int) -> tuple[l
     return train, [examples[index] for index in sorted(held_out)]
 
 
-def content(example: Example) -> tuple[Message, ...] | str:
+def content(example: Example) -> tuple[object, ...]:
     """What makes two examples the same, wherever they stand."""
-    return example.messages if isinstance(example, Dialog) else example.text
+    match example:
+        case Dialog():
+            return (example.messages, example.tools)
+        case Text():
+            return (example.text,)
+        case Preference():
+            return (example.prompt, example.chosen, example.rejected, example.tools)
+        case Labelled():
+            return (example.prompt, example.answer, example.good, example.tools)
+        case Prompt():
+            return (example.messages, example.tools)
 
 
 def _count(total: int, size: float | None) -> int:

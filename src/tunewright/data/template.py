@@ -174,7 +174,7 @@ class ChatTemplate:
         whole = self._render(messages)
         spans: list[Span] = []
         for i, message in enumerate(messages):
-            if message.role != "assistant" or not message.train:
+            if not message.train:
                 continue
             if i == 0:
                 return Refused(NO_QUESTION)
