@@ -60,7 +60,7 @@ def forest_attention(
         if forest.backend == "reference" or softcap is not None or s_aux is not None:
             out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
         else:
-            out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window), scale)
+            out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window, query.dtype), scale)
     return out[None], None
 
 
