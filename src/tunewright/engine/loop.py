@@ -19,7 +19,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.examples import EncodedSet
 from tunewright.data.sampler import Sampler
 from tunewright.engine import checkpoint as checkpoints
-from tunewright.engine.memory import give_back_free_memory, memory_bytes, peak_memory_bytes
+from tunewright.engine.memory import give_back_free_memory, keep_freed_memory, memory_bytes, peak_memory_bytes
 from tunewright.engine.processes import Processes
 from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
@@ -30,9 +30,6 @@ from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
 from tunewright.runs.folder import RunFolder
-
-# Steps between two returns of free memory to the system.
-TRIM_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +80,7 @@ class Training:
 
     def fit(self, stop: StopRequest) -> None:
         """Train to the last step. Raises Interrupted after writing a checkpoint, RunError on a non-finite step."""
+        keep_freed_memory()
         total = self.sampler.total_steps
         if self.step == 0:
             torch.manual_seed(self.config.train.seed)
@@ -97,13 +95,12 @@ class Training:
             self._require_finite(result)
             rate = self._update()
             self.step += 1
-            if self.step % TRIM_EVERY == 0:
-                give_back_free_memory()
             self.seconds += time.perf_counter() - began
             record = self._record(result, rate, time.perf_counter() - began)
             if self.step % self.config.evaluate_steps == 0 or self.step == total:
                 record |= self._validate()
                 self.on_sample(self.step)
+                give_back_free_memory()
             self._publish(record)
             if self.step % self.config.train.save_steps == 0 or self.step == total:
                 self.save()

@@ -6,8 +6,8 @@ multiplied with its own ancestors' keys. Query heads that share a key head (GQA)
 further query rows, so keys are never repeated.
 
 Products are taken in the type of the inputs, the softmax in float32 inside its kernel (float64 for
-float64 inputs). The backward computes the probabilities anew, so nothing of size queries × keys
-outlives its bucket: one product and one softmax more, less than their memory would cost.
+float64 inputs). The backward computes the probabilities anew, so that nothing of size queries × keys
+outlives its bucket, unless the sequences are so short that keeping them costs little memory.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunewright.forest.layout import Bucket, Buckets
+
+# Probabilities are kept for the backward while a row sees no more keys than this, padding included.
+KEPT_KEYS_PER_ROW = 256
 
 
 def bucketed_attention(query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
@@ -32,25 +35,28 @@ class _BucketedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
         work = _Work(query.shape[1] // key.shape[1], scale)
-        outputs = []
+        outputs, kept = [], []
+        keep = buckets.padded_pairs <= KEPT_KEYS_PER_ROW * len(query)
         for bucket in buckets.buckets:
             probabilities = work.probabilities(work.queries(query, bucket), work.keys(key, bucket), bucket)
             outputs.append(work.ungroup(probabilities @ work.keys(value, bucket), bucket))
-        ctx.save_for_backward(query, key, value)
+            kept.append(probabilities if keep else None)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.buckets, ctx.work = buckets, work
         return torch.cat(outputs).index_select(0, buckets.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         work: _Work = ctx.work
         # Rows near a root collect gradients from many buckets, so these are summed in float32.
         grad_key, grad_value = (torch.zeros(key.shape, dtype=_wide(key.dtype)) for _ in range(2))
         grad_queries = []
-        for bucket in ctx.buckets.buckets:
+        for bucket, probabilities in zip(ctx.buckets.buckets, kept, strict=True):
             queries, keys, values = work.queries(query, bucket), work.keys(key, bucket), work.keys(value, bucket)
-            probabilities = work.probabilities(queries, keys, bucket)
+            if probabilities is None:
+                probabilities = work.probabilities(queries, keys, bucket)
             # Padded query rows repeat a real row, whose gradient must not count again.
             grad_o = work.queries(grad_out, bucket, bucket.query_real)
             work.add_to_rows(grad_value, bucket, probabilities.transpose(1, 2) @ grad_o)

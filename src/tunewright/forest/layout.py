@@ -43,6 +43,11 @@ class Buckets:
     buckets: list[Bucket]
     inverse: Tensor
 
+    @property
+    def padded_pairs(self) -> int:
+        """Query-key pairs that are computed."""
+        return sum(bucket.bias.numel() for bucket in self.buckets)
+
 
 class ForestLayout:
     """`input_ids` and `position_ids` are int64 [1, T]; `loss_rows` [R] are the rows that `edges` read, in order.
