@@ -19,7 +19,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from tunewright.config.schema import RunConfig
-    from tunewright.data.examples import EncodedSet
+    from tunewright.data.examples import EncodedSet, FlatSet
 
 MICRO_BATCH = 4  # the tutorials' per_device_train_batch_size; the rest of a step is gradient accumulation
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "accelerate")
@@ -89,7 +89,7 @@ def prepare_work(work: Path) -> dict[str, Any]:
     config.model = config.model.model_validate({"name": str(model.path), "source": "local", "dtype": dtype_name})
     tokenizer = load_tokenizer(model.path)
     prepared = prepare(config, tokenizer, eos_ids(model.path, tokenizer), Path.cwd())
-    train = prepared.train
+    train = _in_memory(prepared.train)
     if not np.isin(train.weights, (0, 1)).all():
         raise UsageError("these rows weigh tokens by other numbers than 0 and 1, which the peers' labels cannot say")
     sampler = Sampler(
@@ -141,7 +141,7 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
 
     ready = make_ready(_config(work), Path.cwd())
     rows, _ = _rows(work)
-    train = ready.prepared.train
+    train = _in_memory(ready.prepared.train)
     if not (np.array_equal(train.input_ids, rows.input_ids) and np.array_equal(train.weights, rows.weights)):
         raise RunError("tunewright encoded the rows differently than a moment ago; did the data file change?")
     start(ready, "benchmarks/sft_vs_trainer.py", Watcher())
@@ -305,15 +305,21 @@ def _config(work: Path) -> "RunConfig":
     return RunConfig.model_validate_json((work / "config.json").read_text("utf-8"))
 
 
-def _rows(work: Path) -> "tuple[EncodedSet, np.ndarray]":
+def _rows(work: Path) -> "tuple[FlatSet, np.ndarray]":
     """The encoded rows, and which of them make each step, int64 [steps, batch]."""
-    from tunewright.data.examples import EncodedSet
+    from tunewright.data.examples import FlatSet
 
     with np.load(work / "rows.npz") as arrays:
-        return EncodedSet(arrays["ids"], arrays["weights"], arrays["offsets"]), arrays["order"]
+        return FlatSet(arrays["ids"], arrays["weights"], arrays["offsets"]), arrays["order"]
 
 
-def _as_features(rows: "EncodedSet", index: int) -> dict[str, list[int]]:
+def _in_memory(stored: "EncodedSet") -> "FlatSet":
+    from tunewright.data.examples import EncodedSet
+
+    return EncodedSet.build((stored[index] for index in range(len(stored))), ())
+
+
+def _as_features(rows: "FlatSet", index: int) -> dict[str, list[int]]:
     row = rows[index]
     return {
         "input_ids": row.input_ids.tolist(),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.tokenizers import ENDLESS, STYLES, THINKING, tiny_tokenizer
 from tunewright.config.schema import RunConfig
-from tunewright.data.encode import Prepared, encode_texts, prepare
+from tunewright.data.encode import Prepared, prepare
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Place, Text
+from tunewright.data.pack import encode_texts
 from tunewright.data.stop import prove_answers_stop
 from tunewright.errors import UsageError
 
@@ -122,7 +123,7 @@ def test_one_answer_without_a_stop_is_found() -> None:
     proof = prove_answers_stop(EncodedSet.build([good, ends_with_the_sequence, bad], places), [2, 3])
     assert (proof.stretches, proof.failing, proof.holds) == (5, 1, False)
     assert proof.first is not None
-    assert (proof.first.place.line, proof.first.token) == (3, 5)
+    assert (proof.first.place.line, proof.first.sequence, proof.first.token) == (3, 2, 5)
     assert prove_answers_stop(EncodedSet.build([good, ends_with_the_sequence], places[:2]), [2, 3]).holds
     assert not prove_answers_stop(EncodedSet.build([], []), [2]).holds
 
@@ -149,7 +150,7 @@ def prepared_texts(folder: Path, tokenizer: Any, **data: Any) -> Prepared:
 
 def test_pre_training_cuts_long_texts_and_ends_each(tmp_path: Path) -> None:
     prepared = prepared_texts(tmp_path, LLAMA3, max_length=32, validation=None)
-    assert prepared.cut_documents == 2
+    assert prepared.cut.count == 2
     assert (prepared.stop_proof.stretches, prepared.stop_proof.holds) == (4, True)
     assert len(prepared.train) == len(prepared.train_examples) > 4
     assert prepared.train.lengths.max() == 32

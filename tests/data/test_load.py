@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.config.schema import DataConfig
+from tests.tokenizers import tiny_tokenizer
+from tunewright.config.schema import RunConfig
+from tunewright.data.account import Dropped, Loaded, SourceReport, places
+from tunewright.data.encode import prepare
 from tunewright.data.examples import Dialog, Example, Message, Place, Text
-from tunewright.data.load import Dropped, Loaded, SourceReport, load_examples, places
 from tunewright.errors import UsageError
+
+TOKENIZER = tiny_tokenizer("chatml")
 
 
 def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -26,8 +31,24 @@ def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") ->
     return path
 
 
-def load(folder: Path, stage: str = "sft", seed: int = 42, **data: Any) -> Loaded:
-    return load_examples(DataConfig(**{"train": "rows.jsonl", "validation": None, **data}), stage, seed, folder)
+@dataclass
+class Read(Loaded):
+    """The account of reading, with the examples of both sides."""
+
+    train: list[Example] = field(default_factory=list)
+    validation: list[Example] = field(default_factory=list)
+
+
+def load(folder: Path, stage: str = "sft", seed: int = 42, **data: Any) -> Read:
+    settings = {"train": "rows.jsonl", "validation": None, **data}
+    run = {"model": "tiny", "data": settings, "method": {"stage": stage}, "train": {"seed": seed}}
+    prepared = prepare(RunConfig.model_validate(run), TOKENIZER, [], folder)
+    loaded = prepared.loaded
+    return Read(
+        **{name: getattr(loaded, name) for name in loaded.__slots__},
+        train=list(prepared.train_examples),
+        validation=list(prepared.validation_examples),
+    )
 
 
 def complaint(folder: Path, stage: str = "sft", **data: Any) -> str:
@@ -44,7 +65,7 @@ def test_everything_is_told(tmp_path: Path) -> None:
     rows = [*rows_of(20), {"q": "question 1", "a": "answer 1", "note": "again"}, {"q": "question 21", "a": " "}]
     path = write(tmp_path, rows)
     loaded = load(tmp_path, system="you are")
-    assert loaded == Loaded(
+    assert loaded == Read(
         train=[
             Dialog(
                 (Message("system", "you are"), Message("user", row["q"]), Message("assistant", row["a"])),
@@ -67,6 +88,7 @@ def test_everything_is_told(tmp_path: Path) -> None:
         duplicates=1,
         rows=22,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        repeats=Dropped("equal to an earlier row", 1, [Place("rows.jsonl", 21)]),
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunewright.data.content import to_json
 from tunewright.data.examples import Dialog, Example, Message, Place, Text
-from tunewright.data.split import content, split
+from tunewright.data.split import content_hash, hold_out, repeated
 from tunewright.errors import UsageError
 
 
@@ -16,6 +18,20 @@ def examples_of(names: Sequence[int]) -> list[Example]:
         Dialog((Message("user", "q"), Message("assistant", str(name))), Place("rows.json", line))
         for line, name in enumerate(names, start=1)
     ]
+
+
+def content(example: Example) -> bytes:
+    return to_json(example)
+
+
+def hashes(examples: Sequence[Example]) -> np.ndarray:
+    return np.array([content_hash(to_json(example)) for example in examples], np.uint64)
+
+
+def split(examples: Sequence[Example], size: float | None, seed: int) -> tuple[list[Example], list[Example]]:
+    chosen = hold_out(hashes(examples), size, seed).tolist()
+    assert chosen == sorted(set(chosen))
+    return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in chosen]
 
 
 def line_of(example: Example) -> int:
@@ -98,3 +114,14 @@ def test_impossible_counts_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         split(examples_of([1] * 5), 2, 0)
     assert str(caught.value) == "data.validation: all 5 examples are equal, none can be held out: set it to null"
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_repeated_examples_are_those_after_their_first(names: list[int]) -> None:
+    expected = [index for index, name in enumerate(names) if name in names[:index]]
+    assert repeated(hashes(examples_of(names))).tolist() == expected
+
+
+def test_the_same_examples_are_held_out_in_every_version() -> None:
+    """Runs are measured again later, on what they held out."""
+    assert hold_out(hashes(examples_of([*range(20), 3, 3])), 0.2, 42).tolist() == [4, 5, 14, 19]

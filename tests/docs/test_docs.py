@@ -21,8 +21,9 @@ import torch
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.cli.app import main
 from tunewright.config.load import load_config
-from tunewright.config.schema import DataConfig
-from tunewright.data.load import load_examples
+from tunewright.config.schema import RunConfig
+from tunewright.data.encode import prepare
+from tunewright.models.load import load_tokenizer
 from tunewright.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -160,10 +161,11 @@ def test_configs_load_and_rows_are_read(page: Path, tiny: str, folder: Path) -> 
         elif language == "json":
             for number, line in enumerate(text.splitlines()):
                 (folder / f"{number}.jsonl").write_text(line, encoding="utf-8")
-                data = DataConfig.model_validate({"train": f"{number}.jsonl", "validation": None})
-                loaded = load_examples(data, "pt" if '"text"' in line else "sft", 0, folder)
-                assert len(loaded.train) == 1
-                assert not loaded.dropped
+                data, stage = {"train": f"{number}.jsonl", "validation": None}, "pt" if '"text"' in line else "sft"
+                run = RunConfig.model_validate({"model": tiny, "data": data, "method": {"stage": stage}})
+                prepared = prepare(run, load_tokenizer(Path(tiny)), [], folder)
+                assert len(prepared.train) == 1
+                assert not prepared.dropped
         else:
             assert language in ("sh", "python", "text"), f"a block of {language!r} is not looked at"
 

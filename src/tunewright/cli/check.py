@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from tunewright.data.account import SourceReport
     from tunewright.data.check import Facts, Kind, Piece, Shown
-    from tunewright.data.load import SourceReport
     from tunewright.engine.plan import Plan
 
 # Neighbouring tokens take turns between two shades, so that their borders show.
@@ -101,7 +101,7 @@ def _print_sections(console: "Console", sections: "Sequence[tuple[str, Text]]") 
 def _sections(facts: "Facts", colored: bool) -> "list[tuple[str, Text]]":
     from rich.text import Text
 
-    from tunewright.data.load import places
+    from tunewright.data.account import places
 
     left_out = [f"{item.count:,} × {item.reason}: {places(item)}" for item in facts.dropped]
     mark = ("✓ ", "bold green") if facts.stop_proof else ("✗ ", "bold red")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tunewright.data.account import Dropped, SourceReport
 from tunewright.data.encode import Prepared, stop_failure
 from tunewright.data.examples import Encoded, Place
-from tunewright.data.load import Dropped, SourceReport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,8 +98,8 @@ def gather_facts(stage: str, prepared: Prepared, tokenizer: "PreTrainedTokenizer
         validation=len(prepared.validation),
         dropped=prepared.dropped,
         duplicates=loaded.duplicates,
-        cut_documents=prepared.cut_documents,
-        tokens=sum(len(side.input_ids) for side in sides),
+        cut_documents=prepared.cut.count,
+        tokens=sum(int(side.lengths.sum()) for side in sides),
         supervised_tokens=sum(side.supervised_tokens for side in sides),
         lengths=_lengths(np.concatenate([side.lengths for side in sides])),
         stop_ids=list(prepared.stop_ids),
@@ -144,10 +144,10 @@ def _warnings(prepared: Prepared) -> list[str]:
     """What is no fault, but worth a look before training."""
     warnings = []
     spelling = prepared.spells_special
-    if spelling:
+    if spelling.count:
         warnings.append(
-            f"the text of {len(spelling):,} {'row' if len(spelling) == 1 else 'rows'} spells special tokens, "
-            f"which will be read as such; first at {spelling[0]}"
+            f"the text of {spelling.count:,} {'row' if spelling.count == 1 else 'rows'} spells special tokens, "
+            f"which will be read as such; first at {spelling.first[0]}"
         )
     if prepared.straddling:
         warnings.append(

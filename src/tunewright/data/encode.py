@@ -1,37 +1,41 @@
 """From files to what a run trains on: examples, through the chat template, to token ids with loss weights.
 
-`prepare` is the whole way. For sft an example that does not fit `data.max_length` is left out, counted, and told with
-its place; for pt long documents are cut into windows instead. Nothing is handed over before the stop proof holds.
+`prepare` is the whole way, taken once for the same data and settings: what comes of it is kept (see store.py). For sft
+an example that does not fit `data.max_length` is left out, counted, and told with its place; for pt long documents are
+cut into windows instead. Nothing is handed over before the stop proof holds.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tunewright.config.schema import DataConfig, RunConfig
-from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, Place, Text
-from tunewright.data.load import MOST_BAD, Dropped, Loaded, load_examples, places
-from tunewright.data.stop import StopProof, prove_answers_stop, prove_documents_end
-from tunewright.data.template import ChatTemplate, EncodedDialog, Refused, special_spelling, template_source
+from tunewright.config.schema import RunConfig, SourceConfig
+from tunewright.data.account import Dropped, Loaded, refuse_too_much
+from tunewright.data.examples import EncodedSet, Example
+from tunewright.data.load import find_sources, hash_files, read_sources
+from tunewright.data.pack import Job
+from tunewright.data.stop import Failure, StopProof
+from tunewright.data.store import Store, open_store
+from tunewright.data.template import ChatTemplate, template_source
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_CHUNK = 1000  # documents tokenised per call
 
 
 @dataclass
 class Prepared:
     """What a run trains and validates on; `…_examples` run parallel to the sets.
 
-    `dropped` is everything left out, by the reader and here. `straddling` counts tokens that begin before an answer
-    and end in it (masked), `spells_special` are the places whose text spells a special token. For pt an example
-    stands once per window, `cut_documents` counts the documents that needed several, and `template` is None where
-    the tokenizer has none.
+    All four are read from disk as they are looked at. `dropped` is everything left out, by the reader and here.
+    `straddling` counts tokens that begin before an answer and end in it (masked), `spells_special` are the rows whose
+    text spells a special token. For pt an example stands once per window; `cut` are the rows that were shortened, or
+    for pt cut into several windows. `template` is None where raw text is learnt and the tokenizer has none.
     """
 
     train: EncodedSet
@@ -39,13 +43,13 @@ class Prepared:
     loaded: Loaded
     dropped: list[Dropped]
     template: ChatTemplate | None
-    train_examples: list[Example]
-    validation_examples: list[Example]
+    train_examples: Sequence[Example]
+    validation_examples: Sequence[Example]
     stop_ids: tuple[int, ...]
     stop_proof: StopProof
-    straddling: int = 0
-    spells_special: list[Place] = field(default_factory=list)
-    cut_documents: int = 0
+    straddling: int
+    spells_special: Dropped
+    cut: Dropped
 
 
 def prepare(
@@ -63,12 +67,31 @@ def prepare(
     data, stage = config.data, config.method.stage
     source = template_source(tokenizer, data.template, base)
     template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids)
-    loaded = load_examples(data, stage, config.train.seed, base)
-    if stage == "pt":
-        prepared = _prepare_texts(data, loaded, tokenizer, stop_ids, template)
-    else:
-        assert template is not None
-        prepared = _prepare_dialogs(data, loaded, template)
+    stops, end_id = _stop_ids(tokenizer, template, stop_ids)
+    sources = find_sources(data, base)
+    sha256 = hash_files([file for one in sources for file in one.files])
+    job = Job(data, stage, tokenizer, source, stops, end_id)
+    store = open_store(_key(job, sha256), read_sources(sources, stage, base), job)
+    account = store.account
+    refuse_too_much(account, data.max_length, data.drop_bad_rows)
+    size = None if isinstance(data.validation, SourceConfig) else data.validation
+    train, validation = store.sides(store.held_out(size, config.train.seed))
+    if not len(train):
+        raise UsageError("no training example is left: all that could be used are held out; lower data.validation")
+    prepared = Prepared(
+        train=train,
+        validation=validation,
+        loaded=account.loaded(sha256),
+        dropped=account.dropped,
+        template=template,
+        train_examples=train.examples,
+        validation_examples=validation.examples,
+        stop_ids=stops,
+        stop_proof=_stop_proof(store),
+        straddling=account.notes.straddling,
+        spells_special=account.notes.spells_special,
+        cut=account.notes.cut,
+    )
     if require_stop and not prepared.stop_proof.holds:
         raise UsageError(stop_failure(prepared, tokenizer))
     return prepared
@@ -88,175 +111,51 @@ def stop_failure(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> st
     )
 
 
-def encode_texts(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", eos_id: int, max_length: int
-) -> Iterator[list[Encoded]]:
-    """The windows of each document, for pre-training.
-
-    A document is its tokens as the tokenizer wraps them by default (with bos where it adds one) and one `eos_id`. Each
-    window of at most `max_length` tokens begins with the last token of the one before and all but its first token
-    have weight 1, so every token of the document but its first is predicted exactly once.
-    """
-    for begin in range(0, len(texts), _CHUNK):
-        batch = tokenizer(list(texts[begin : begin + _CHUNK]), return_attention_mask=False, verbose=False)
-        for ids in batch["input_ids"]:
-            document = np.array(ids if ids and ids[-1] == eos_id else [*ids, eos_id], np.int32)
-            starts = range(0, max(len(document) - 1, 1), max_length - 1)
-            yield [_window(document[start : start + max_length]) for start in starts]
-
-
-def _window(ids: np.ndarray) -> Encoded:
-    weights = np.ones(len(ids), np.float32)
-    weights[0] = 0.0  # nothing stands before the first token that could predict it
-    return Encoded(ids, weights)
-
-
-def _prepare_dialogs(data: DataConfig, loaded: Loaded, template: ChatTemplate) -> Prepared:
-    train, validation = (_attempt(side, template) for side in (loaded.train, loaded.validation))
-    _require_fitting(data, [*train, *validation])
-    dropped = [*loaded.dropped, *_left_out(data, [*train, *validation])]
-    _refuse_many(data, loaded.rows, dropped, [*train, *validation])
-    kept_train, kept_validation = _kept(data, train), _kept(data, validation)
-    if not kept_train:
-        raise UsageError("no training example is left: all that could be used are held out; lower data.validation")
-    train_set, validation_set = _build(kept_train), _build(kept_validation)
-    kept = [*kept_train, *kept_validation]
-    return Prepared(
-        train=train_set,
-        validation=validation_set,
-        loaded=loaded,
-        dropped=dropped,
-        template=template,
-        train_examples=[dialog for dialog, _ in kept_train],
-        validation_examples=[dialog for dialog, _ in kept_validation],
-        stop_ids=template.stop_ids,
-        stop_proof=prove_answers_stop(train_set, template.stop_ids)
-        + prove_answers_stop(validation_set, template.stop_ids),
-        straddling=sum(item.straddling for _, item in kept),
-        spells_special=[dialog.place for dialog, item in kept if item.spells_special],
-    )
-
-
-_Attempt = tuple[Dialog, EncodedDialog | Refused]
-
-
-def _attempt(examples: Sequence[Example], template: ChatTemplate) -> list[_Attempt]:
-    dialogs = [example for example in examples if isinstance(example, Dialog)]
-    return list(zip(dialogs, template.attempt_many(dialogs), strict=True))
-
-
-def _reason(data: DataConfig, result: EncodedDialog | Refused) -> str | None:
-    """Why a dialog is left out, None where it is kept."""
-    if isinstance(result, Refused):
-        return result.reason
-    if len(result.encoded) > data.max_length:
-        return f"longer than data.max_length = {data.max_length}"
-    return None if result.encoded.weights.any() else "no token of it is trained"
-
-
-def _left_out(data: DataConfig, attempts: Sequence[_Attempt]) -> list[Dropped]:
-    dropped: dict[str, Dropped] = {}
-    for dialog, result in attempts:
-        reason = _reason(data, result)
-        if reason is not None:
-            dropped.setdefault(reason, Dropped(reason)).add(dialog.place)
-    return sorted(dropped.values(), key=lambda item: -item.count)
-
-
-def _kept(data: DataConfig, attempts: Sequence[_Attempt]) -> list[tuple[Dialog, EncodedDialog]]:
-    return [(dialog, r) for dialog, r in attempts if isinstance(r, EncodedDialog) and _reason(data, r) is None]
-
-
-def _build(kept: Sequence[tuple[Dialog, EncodedDialog]]) -> EncodedSet:
-    return EncodedSet.build((item.encoded for _, item in kept), [dialog.place for dialog, _ in kept])
-
-
-def _require_fitting(data: DataConfig, attempts: Sequence[_Attempt]) -> None:
-    encoded = [(dialog, result.encoded) for dialog, result in attempts if isinstance(result, EncodedDialog)]
-    if not encoded:
-        first = next((dialog.place, result.reason) for dialog, result in attempts if isinstance(result, Refused))
-        raise UsageError(
-            f"none of the {len(attempts):,} dialogs can be trained on; first {first[0]}: {first[1]}. "
-            "Give another template in `data.template: path.jinja`"
-        )
-    dialog, shortest = min(encoded, key=lambda item: len(item[1]))
-    if len(shortest) > data.max_length:
-        raise UsageError(
-            f"data.max_length is {data.max_length}, but the shortest example, {dialog.place}, has {len(shortest)} "
-            f"tokens; set data.max_length to {_fitting(attempts)} to keep 99 % of the examples"
-        )
-
-
-def _refuse_many(data: DataConfig, rows: int, dropped: Sequence[Dropped], attempts: Sequence[_Attempt]) -> None:
-    """More than a tenth left out is more often a mistake than a wish."""
-    count = sum(item.count for item in dropped)
-    if data.drop_bad_rows or count * MOST_BAD <= rows:
-        return
-    reasons = [f"  {item.count} × {item.reason}: {places(item)}" for item in dropped]
-    fitting = _fitting(attempts)
-    raised = f"raise data.max_length to {fitting}, which 99 % of the dialogs keep to"
-    mending = raised if fitting > data.max_length else "mend them"
-    advice = f"{mending[0].upper()}{mending[1:]}, or leave them out with data.drop_bad_rows: true"
-    summary = f"{count:,} of {rows:,} rows would be left out, more than a tenth"
-    raise UsageError("\n".join([summary, *reasons, advice]))
-
-
-def _fitting(attempts: Sequence[_Attempt]) -> int:
-    """The length that 99 % of the examples keep to."""
-    lengths = [len(result.encoded) for _, result in attempts if isinstance(result, EncodedDialog)]
-    return int(np.percentile(lengths, 99, method="inverted_cdf"))
-
-
-def _prepare_texts(
-    data: DataConfig,
-    loaded: Loaded,
-    tokenizer: "PreTrainedTokenizerBase",
-    stop_ids: Sequence[int],
-    template: ChatTemplate | None,
-) -> Prepared:
+def _stop_ids(
+    tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None, stop_ids: Sequence[int]
+) -> tuple[tuple[int, ...], int]:
+    """All ids that generation stops at, and the one that ends a raw text."""
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stops = template.stop_ids if template is not None else tuple(dict.fromkeys([*stop_ids, *eos]))
     if not stops:
         raise UsageError("this model names no end-of-text token (eos), so documents could not be told apart")
-    sides = [
-        _window_documents(
-            [example for example in side if isinstance(example, Text)], data, tokenizer, [*eos, *stops][0]
-        )
-        for side in (loaded.train, loaded.validation)
-    ]
-    (train, train_examples, train_ends), (validation, validation_examples, validation_ends) = sides
-    spelling = special_spelling(tokenizer)
-    return Prepared(
-        train=train,
-        validation=validation,
-        loaded=loaded,
-        dropped=loaded.dropped,
-        template=template,
-        train_examples=train_examples,
-        validation_examples=validation_examples,
-        stop_ids=stops,
-        stop_proof=prove_documents_end(train, train_ends, stops)
-        + prove_documents_end(validation, validation_ends, stops),
-        spells_special=[
-            text.place
-            for side in (loaded.train, loaded.validation)
-            for text in side
-            if isinstance(text, Text) and spelling.search(text.text)
-        ],
-        cut_documents=sum(int(np.count_nonzero(np.diff(ends, prepend=-1) > 1)) for *_, ends in sides),
-    )
+    return stops, [*eos, *stops][0]
 
 
-def _window_documents(
-    texts: Sequence[Text], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_id: int
-) -> tuple[EncodedSet, list[Example], list[int]]:
-    """The windows of all documents, the document of each window, and the index of each document's last window."""
-    encoded: list[Encoded] = []
-    examples: list[Example] = []
-    ends: list[int] = []
-    documents = encode_texts([text.text for text in texts], tokenizer, eos_id, data.max_length)
-    for text, windows in zip(texts, documents, strict=True):
-        encoded.extend(windows)
-        examples.extend([text] * len(windows))
-        ends.append(len(encoded) - 1)
-    return EncodedSet.build(encoded, [example.place for example in examples]), examples, ends
+def _stop_proof(store: Store) -> StopProof:
+    """The proof made while the store was built, over everything in it."""
+    ends = store.account.ends
+    if ends.first is None:
+        return StopProof(ends.stretches, ends.failing)
+    sequence, token = ends.first
+    place = store.place(int(store.sequences["example"][sequence]))
+    return StopProof(ends.stretches, ends.failing, Failure(place, store.encoded(sequence), sequence, token))
+
+
+def _key(job: Job, sha256: str) -> str:
+    """The name of the store that holds what comes of these files: a hash of everything that decides it."""
+    settings = job.data.model_dump(mode="json", exclude={"template", "drop_bad_rows"})
+    if not isinstance(job.data.validation, SourceConfig):
+        del settings["validation"]  # what is held out is decided when the store is open
+    facts = [sha256, settings, job.stage, job.template, job.stop_ids, job.end_id, _tokenizer(job.tokenizer), _code()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Everything a tokenizer does, as text."""
+    if not tokenizer.is_fast:
+        return json.dumps([type(tokenizer).__name__, tokenizer.name_or_path, tokenizer.get_vocab()], sort_keys=True)
+    whole: str = tokenizer.backend_tokenizer.to_str()
+    # Its head is how texts were cut and padded last, which is said anew for each call.
+    return whole[whole.index('"added_tokens"') :] + json.dumps(tokenizer.special_tokens_map, default=str)
+
+
+@cache
+def _code() -> str:
+    """The code that fills a store: this package's, and the versions of those it calls."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for name in ("jinja2", "tokenizers", "transformers"):
+        digest.update(version(name).encode())
+    return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Plain data that flows from files to the forest: messages, the five kinds of example, and encoded sequences."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -115,28 +117,58 @@ class Encoded:
         return len(self.input_ids)
 
 
-@dataclass(slots=True)
-class EncodedSet:
-    """Many sequences in flat arrays, so that a later memory-mapped store needs no other interface.
+class EncodedSet(ABC):
+    """Many sequences, in memory or in a store on disk."""
 
-    `input_ids` int32 [total], `weights` float32 [total], `offsets` int64 [len + 1], `places` one per sequence.
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Encoded: ...
+
+    @property
+    @abstractmethod
+    def places(self) -> Sequence[Place]:
+        """Where the row of each sequence stands."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Tokens per sequence, int64 [len]."""
+
+    @property
+    @abstractmethod
+    def supervised_tokens(self) -> int:
+        """Tokens with a weight."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of all that is trained on, in order."""
+
+    @staticmethod
+    def build(items: Iterable[Encoded], places: Sequence[Place]) -> "FlatSet":
+        """A set in memory."""
+        items = list(items)
+        return FlatSet(
+            input_ids=np.concatenate([i.input_ids for i in items]) if items else np.zeros(0, np.int32),
+            weights=np.concatenate([i.weights for i in items]) if items else np.zeros(0, np.float32),
+            offsets=np.cumsum([0, *map(len, items)], dtype=np.int64),
+            places=places,
+        )
+
+
+@dataclass(slots=True)
+class FlatSet(EncodedSet):
+    """Sequences in memory, one behind the other.
+
+    `input_ids` int32 [total], `weights` float32 [total], `offsets` int64 [len + 1].
     """
 
     input_ids: np.ndarray
     weights: np.ndarray
     offsets: np.ndarray
     places: Sequence[Place] = field(default_factory=list)
-
-    @classmethod
-    def build(cls, items: Iterable[Encoded], places: Sequence[Place]) -> "EncodedSet":
-        items = list(items)
-        lengths = [len(item) for item in items]
-        return cls(
-            input_ids=np.concatenate([i.input_ids for i in items]) if items else np.zeros(0, np.int32),
-            weights=np.concatenate([i.weights for i in items]) if items else np.zeros(0, np.float32),
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            places=places,
-        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -147,9 +179,15 @@ class EncodedSet:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per sequence, int64 [len]."""
         return np.diff(self.offsets)
 
     @property
     def supervised_tokens(self) -> int:
         return int(np.count_nonzero(self.weights))
+
+    @property
+    def digest(self) -> str:
+        digest = sha256()
+        for array in (self.input_ids, self.weights, self.offsets):
+            digest.update(array.tobytes())
+        return digest.hexdigest()

@@ -1,130 +1,105 @@
-"""Data files -> examples for training and validation, with an account of everything that was left out and why."""
+"""Data files -> chunks of rows, with the form of each source decided from its first rows.
+
+Nothing is held but the chunk at hand, however long the files are.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tunewright.config.schema import DataConfig, SourceConfig
+from tunewright.data.account import SourceAccount, SourceReport
 from tunewright.data.columns import choose_layout
-from tunewright.data.examples import Example, Place
-from tunewright.data.formats import BadRow, read_example
+from tunewright.data.examples import Place
+from tunewright.data.pack import Chunk
 from tunewright.data.read import find_file, read_rows
-from tunewright.data.split import content, split
-from tunewright.errors import UsageError
+from tunewright.data.store import stores_root, write_aside
 
-SHOWN_PLACES = 5
-MOST_BAD = 10  # at most one row in so many may be bad
+LOOKED_AT = 1000  # rows from which the form of a source is decided
+CHUNK_ROWS = 1000
+CHUNK_VOLUME = 4 << 20  # characters
+MUCH = 32 << 20  # bytes; less is hashed in no time
 
-
-@dataclass(slots=True)
-class Dropped:
-    """Rows left out for one reason: how many, and where the first few stand."""
-
-    reason: str
-    count: int = 0
-    first: list[Place] = field(default_factory=list)
-
-    def add(self, place: Place) -> None:
-        self.count += 1
-        if len(self.first) < SHOWN_PLACES:
-            self.first.append(place)
+Row = tuple[dict[str, Any], Place]
 
 
-@dataclass(slots=True)
-class SourceReport:
-    """How one file was read. `columns` maps a key of `data.train.columns` to the column's name; `guessed` says that
-    neither the config nor a known form gave these names; `ignored` are the columns that nothing is read from."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of a run: `number` among them all, `key` in the config; `held_out` marks the validation file."""
 
-    path: str
-    format: str
-    columns: dict[str, str]
-    rows: int
-    guessed: bool
-    ignored: list[str] = field(default_factory=list)
+    number: int
+    key: str
+    config: SourceConfig
+    files: list[Path]
+    held_out: bool
 
 
-@dataclass(slots=True)
-class Loaded:
-    """All data of a run.
-
-    `train` and `validation` keep the order of the files. `rows` counts what was read, left out or not. `duplicates`
-    counts rows of the training files that equal an earlier one; `overlap` counts examples of a validation file that
-    are trained on too. `sha256` is that of the files' bytes, one after another.
-    """
-
-    train: list[Example]
-    validation: list[Example]
-    dropped: list[Dropped]
-    sources: list[SourceReport]
-    duplicates: int
-    rows: int
-    sha256: str
-    overlap: int = 0
-
-
-def load_examples(data: DataConfig, stage: str, seed: int, base: Path) -> Loaded:
-    """Read every source, leave out bad rows, fill in `data.system` and hold out validation examples.
-
-    Relative paths start at `base`; `seed` decides which examples are held out. Raises UsageError for every fault of a
-    file, and when more than a tenth of one is bad or nothing is left.
-    """
+def find_sources(data: DataConfig, base: Path) -> list[Source]:
+    """All sources with their files, in order; relative paths start at `base`. Raises UsageError where one is not."""
     keys = ["data.train"] if len(data.train) == 1 else [f"data.train.{index}" for index in range(len(data.train))]
-    files = [_load_file(source, data, stage, base, key) for source, key in zip(data.train, keys, strict=True)]
-    examples = [example for file in files for example in file.examples]
-    known = {content(example) for example in examples}
-    overlap = 0
+    named = list(zip(keys, data.train, strict=True))
     if isinstance(data.validation, SourceConfig):
-        held_out = _load_file(data.validation, data, stage, base, "data.validation")
-        files.append(held_out)
-        train, validation = examples, held_out.examples
-        overlap = sum(content(example) in known for example in validation)
-    else:
-        train, validation = split(examples, data.validation, seed)
-    return Loaded(
-        train=train,
-        validation=validation,
-        dropped=_merge([dropped for file in files for dropped in file.dropped]),
-        sources=[file.report for file in files],
-        duplicates=len(examples) - len(known),
-        rows=sum(file.report.rows for file in files),
-        sha256=_hash([file.path for file in files]),
-        overlap=overlap,
-    )
+        named.append(("data.validation", data.validation))
+    return [
+        Source(number, key, source, [find_file(source, base, key)], number >= len(data.train))
+        for number, (key, source) in enumerate(named)
+    ]
 
 
-@dataclass(slots=True)
-class _File:
-    path: Path
-    examples: list[Example]
-    dropped: list[Dropped]
-    report: SourceReport
+def read_sources(sources: Sequence[Source], stage: str, base: Path) -> Iterator[SourceAccount | Chunk]:
+    """For each source what is known from its first rows (no row counted yet), then its rows in chunks.
+
+    A chunk holds rows of one file only. Raises UsageError.
+    """
+    for source in sources:
+        yield from _read_source(source, stage, base)
 
 
-def _load_file(source: SourceConfig, data: DataConfig, stage: str, base: Path, key: str) -> _File:
-    rows = list(read_rows(source, base, key))
-    columns, lists = _columns([row for row, _ in rows])
-    layout = choose_layout(columns, lists, source, stage, key)
-    examples: list[Example] = []
-    dropped: dict[str, Dropped] = {}
-    for row, place in rows:
-        try:
-            examples.append(read_example(row, layout, data.system, place))
-        except BadRow as bad:
-            reason = str(bad)
-            dropped.setdefault(reason, Dropped(reason)).add(place)
-    _refuse_too_many(source, list(dropped.values()), len(examples), data.drop_bad_rows, key)
+def _read_source(source: Source, stage: str, base: Path) -> Iterator[SourceAccount | Chunk]:
+    rows = read_rows(source.config, base, source.key)
+    head = list(islice(rows, LOOKED_AT))
+    columns, lists = _columns([row for row, _ in head])
+    layout = choose_layout(columns, lists, source.config, stage, source.key)
     used = set(layout.columns.values())
     report = SourceReport(
-        path=source.path,
+        path=source.config.path,
         format=layout.format,
         columns=layout.columns,
-        rows=len(rows),
+        rows=0,
         guessed=layout.guessed,
         ignored=[name for name in columns if name not in used],
     )
-    return _File(find_file(source, base, key), examples, list(dropped.values()), report)
+    yield SourceAccount(source.key, report, source.held_out)
+    for part in _chunks(chain(head, rows)):
+        file, lines = part[0][1].file, [place.line for _, place in part]
+        yield Chunk(source.number, layout, file, lines, [row for row, _ in part])
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Neighbouring rows of one file, so many that they are worth a call and so few that they take little memory."""
+    part: list[Row] = []
+    volume = 0
+    for row, place in rows:
+        if part and (len(part) == CHUNK_ROWS or volume > CHUNK_VOLUME or place.file != part[-1][1].file):
+            yield part
+            part, volume = [], 0
+        part.append((row, place))
+        volume += _volume(row)
+    if part:
+        yield part
+
+
+def _volume(value: Any) -> int:
+    """Characters of all texts in a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_volume, value.values()))
+    return sum(map(_volume, value)) if isinstance(value, list) else 0
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
@@ -137,45 +112,23 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return list(first), [name for name, value in first.items() if isinstance(value, list)]
 
 
-def _refuse_too_many(source: SourceConfig, dropped: list[Dropped], kept: int, drop_bad_rows: bool, key: str) -> None:
-    bad = sum(item.count for item in dropped)
-    rows = bad + kept
-    if kept and (drop_bad_rows or bad * MOST_BAD <= rows):
-        return
-    share = "more than a tenth" if kept else "nothing is left"
-    reasons = [
-        f"  {item.count} × {item.reason}: {places(item)}" for item in sorted(dropped, key=lambda item: -item.count)
-    ]
-    advice = (
-        "Mend them, or leave them out with data.drop_bad_rows: true" if kept else f"Mend them, or check {key}.columns"
-    )
-    counts = f"{bad} of {rows} row{'s' * (rows > 1)} {'is' if bad == 1 else 'are'} bad"
-    raise UsageError("\n".join([f"{source.path}: {counts}, {share}", *reasons, advice]))
+def hash_files(paths: Sequence[Path]) -> str:
+    """SHA-256 of the bytes of all files, one after another, in hex.
 
-
-def places(dropped: Dropped) -> str:
-    """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
-    parts, file = [], None
-    for place in dropped.first:
-        parts.append(f":{place.line}" if place.file == file else str(place))
-        file = place.file
-    return ", ".join(parts) + (", …" if dropped.count > len(dropped.first) else "")
-
-
-def _merge(dropped: Sequence[Dropped]) -> list[Dropped]:
-    """One entry for each reason over all files, the most frequent first."""
-    merged: dict[str, Dropped] = {}
-    for item in dropped:
-        total = merged.setdefault(item.reason, Dropped(item.reason))
-        total.count += item.count
-        total.first = [*total.first, *item.first][:SHOWN_PLACES]
-    return sorted(merged.values(), key=lambda item: -item.count)
-
-
-def _hash(paths: Sequence[Path]) -> str:
+    That of much data is kept in the cache under size and time of each file, so that it is read only once.
+    """
+    stats = [path.stat() for path in paths]
+    known = [(str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ino) for path, s in zip(paths, stats, strict=True)]
+    memo = stores_root() / "hashes" / hashlib.sha256(repr(known).encode()).hexdigest()
+    much = sum(stat.st_size for stat in stats) > MUCH
+    if much and memo.is_file():
+        return memo.read_text()
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
+    # A file changed again within the clock's grain would look the same: only times well past can be relied on.
+    if much and all(time.time() - stat.st_mtime > 2 for stat in stats):
+        write_aside(memo, digest.hexdigest().encode())
     return digest.hexdigest()

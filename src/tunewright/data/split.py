@@ -1,55 +1,64 @@
-"""Hold out examples for validation: the same for the same seed, and never one that is trained on too."""
+"""Hold out examples for validation: the same for the same seed, and never one that is trained on too.
+
+Examples are told apart by a 64-bit hash of what stands in them. Should two different ones share a hash (one chance in
+forty million among a million rows), they are held out together, and counted as duplicates; no more comes of it.
+"""
 
 import random
-from collections.abc import Sequence
+from array import array
+from hashlib import blake2b
 
-from tunewright.data.examples import Dialog, Example, Labelled, Preference, Prompt, Text
+import numpy as np
+
 from tunewright.errors import UsageError
 
 FEW = 10  # with fewer examples than this, a share that comes to less than one holds out none
 
 
-def split(examples: Sequence[Example], size: float | None, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, each in their first order.
+def content_hash(content: bytes) -> int:
+    """64 bits of the content of an example, see `data/content.py`."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+
+def hold_out(hashes: np.ndarray, size: float | None, seed: int) -> np.ndarray:
+    """Indices of the examples held out, int64, in rising order; `hashes` uint64 [examples].
 
     `size` below 1 is a share, otherwise a count; None and 0 hold out nothing. Equal examples stay together, so that
     fewer than `size` may be held out, and more only where no group of equal ones is small enough. Raises UsageError
     where a count leaves nothing to train.
     """
-    wanted = _count(len(examples), size)
-    groups: dict[object, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(content(example), []).append(index)
-    if size is not None and size >= 1 and len(groups) == 1:
-        raise UsageError(
-            f"data.validation: all {len(examples)} examples are equal, none can be held out: set it to null"
-        )
-    shuffled = list(groups.values())
+    wanted = _count(len(hashes), size)
+    if not wanted:
+        return np.zeros(0, np.int64)
+    first, counts = _groups(hashes)
+    if size is not None and size >= 1 and len(first) == 1:
+        raise UsageError(f"data.validation: all {len(hashes)} examples are equal, none can be held out: set it to null")
+    shuffled = array("q", range(len(first)))
     random.Random(seed).shuffle(shuffled)
-    held_out: set[int] = set()
+    chosen, held_out = [], 0
     for group in shuffled:
-        if len(held_out) + len(group) <= wanted:
-            held_out.update(group)
-    if wanted and not held_out and len(shuffled) > 1:
-        smallest: list[int] = min(shuffled, key=len)
-        held_out.update(smallest)
-    train = [example for index, example in enumerate(examples) if index not in held_out]
-    return train, [examples[index] for index in sorted(held_out)]
+        if held_out + counts[group] <= wanted:
+            chosen.append(group)
+            held_out += int(counts[group])
+            if held_out == wanted:
+                break
+    if not chosen and len(first) > 1:
+        chosen.append(min(shuffled, key=counts.__getitem__))
+    return np.flatnonzero(np.isin(hashes, hashes[first[chosen]]))
 
 
-def content(example: Example) -> tuple[object, ...]:
-    """What makes two examples the same, wherever they stand."""
-    match example:
-        case Dialog():
-            return (example.messages, example.tools)
-        case Text():
-            return (example.text,)
-        case Preference():
-            return (example.prompt, example.chosen, example.rejected, example.tools)
-        case Labelled():
-            return (example.prompt, example.answer, example.good, example.tools)
-        case Prompt():
-            return (example.messages, example.tools)
+def repeated(hashes: np.ndarray) -> np.ndarray:
+    """Indices of the examples that equal an earlier one, int64, in rising order."""
+    again = np.ones(len(hashes), bool)
+    again[_groups(hashes)[0]] = False
+    return np.flatnonzero(again)
+
+
+def _groups(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each group of equal hashes, in order of appearance: the index of its first, and its size."""
+    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return first[order], counts[order]
 
 
 def _count(total: int, size: float | None) -> int:

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright.data.examples import Encoded, EncodedSet, Place
+from tunewright.data.examples import Encoded, FlatSet, Place
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A sequence that would teach the model to run on: `token` is the index of the last token of that stretch."""
+    """A sequence that would teach the model to run on.
+
+    `sequence` is its index in the set, `token` the index of the last token of that stretch.
+    """
 
     place: Place
     encoded: Encoded
+    sequence: int
     token: int
 
 
@@ -37,7 +41,7 @@ class StopProof:
         return StopProof(self.stretches + other.stretches, self.failing + other.failing, self.first or other.first)
 
 
-def prove_answers_stop(encoded: EncodedSet, stop_ids: Sequence[int]) -> StopProof:
+def prove_answers_stop(encoded: FlatSet, stop_ids: Sequence[int]) -> StopProof:
     """Every trained stretch (a maximal run of tokens with weight) must end with a stop id."""
     trained = encoded.weights > 0
     goes_on = np.zeros(len(trained), bool)
@@ -46,17 +50,17 @@ def prove_answers_stop(encoded: EncodedSet, stop_ids: Sequence[int]) -> StopProo
     return _judge(encoded, np.flatnonzero(trained & ~goes_on), stop_ids)
 
 
-def prove_documents_end(encoded: EncodedSet, last_windows: Sequence[int], stop_ids: Sequence[int]) -> StopProof:
+def prove_documents_end(encoded: FlatSet, last_windows: Sequence[int], stop_ids: Sequence[int]) -> StopProof:
     """Every document, given by the index of its last window, must end with a stop id that is trained."""
     ends = encoded.offsets[np.asarray(last_windows, dtype=np.int64) + 1] - 1
     return _judge(encoded, ends, stop_ids)
 
 
-def _judge(encoded: EncodedSet, ends: np.ndarray, stop_ids: Sequence[int]) -> StopProof:
+def _judge(encoded: FlatSet, ends: np.ndarray, stop_ids: Sequence[int]) -> StopProof:
     stops = np.isin(encoded.input_ids[ends], np.asarray(stop_ids, dtype=np.int64)) & (encoded.weights[ends] > 0)
     failing = ends[~stops]
     if len(failing) == 0:
         return StopProof(len(ends), 0)
     index = int(np.searchsorted(encoded.offsets, failing[0], side="right")) - 1
-    first = Failure(encoded.places[index], encoded[index], int(failing[0] - encoded.offsets[index]))
+    first = Failure(encoded.places[index], encoded[index], index, int(failing[0] - encoded.offsets[index]))
     return StopProof(len(ends), len(failing), first)

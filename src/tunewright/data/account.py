@@ -1,0 +1,275 @@
+"""What became of every row: reports of the files, tallies of what was left out, and when that is too much to go on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tunewright.data.examples import Place
+from tunewright.errors import UsageError
+
+SHOWN_PLACES = 5
+MOST_BAD = 10  # at most one row in so many may be left out
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Rows with one fate, such as left out for one reason: how many, and where the first few stand."""
+
+    reason: str
+    count: int = 0
+    first: list[Place] = field(default_factory=list)
+
+    def add(self, place: Place) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN_PLACES:
+            self.first.append(place)
+
+    def add_all(self, other: "Dropped") -> None:
+        """Rows further down the files, with the same fate."""
+        self.count += other.count
+        self.first = [*self.first, *other.first][:SHOWN_PLACES]
+
+
+@dataclass(slots=True)
+class SourceReport:
+    """How one source was read. `columns` maps a key of `data.train.columns` to the column's name; `guessed` says that
+    neither the config nor a known form gave these names; `ignored` are the columns that nothing is read from."""
+
+    path: str
+    format: str
+    columns: dict[str, str]
+    rows: int
+    guessed: bool
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """How the files of a run were read.
+
+    `rows` counts what was read, left out or not; `dropped` are the rows that are no examples. `duplicates` counts rows
+    of the training files that equal an earlier one, `repeats` says where; `overlap` counts examples of a validation
+    file that are trained on too. `sha256` is that of the files' bytes, one after another.
+    """
+
+    dropped: list[Dropped]
+    sources: list[SourceReport]
+    duplicates: int
+    rows: int
+    sha256: str
+    overlap: int = 0
+    repeats: Dropped = field(default_factory=lambda: Dropped("equal to an earlier row"))
+
+
+@dataclass(slots=True)
+class Ends:
+    """The stop proof in numbers; `first` is (sequence, token) of the first stretch that does not stop."""
+
+    stretches: int = 0
+    failing: int = 0
+    first: tuple[int, int] | None = None
+
+    def add(self, other: "Ends", sequences: int) -> None:
+        """`other` counts its sequences from the one with number `sequences` here."""
+        self.stretches += other.stretches
+        self.failing += other.failing
+        if self.first is None and other.first is not None:
+            self.first = other.first[0] + sequences, other.first[1]
+
+
+@dataclass(slots=True)
+class Notes:
+    """What was noticed on the way from rows to sequences, of some rows or of all.
+
+    `unusable` are examples that gave no sequence, by reason. `lengths` counts those that could be written as tokens by
+    their number of tokens, kept or not; `shortest` is the first of the shortest, `refused` the first that could not.
+    `cut` and `spells_special` are kept examples that were shortened, or whose text spells a special token.
+    `straddling` counts tokens that begin before an answer and end in it.
+    """
+
+    examples: int = 0
+    unusable: dict[str, Dropped] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
+    shortest: tuple[int, Place] | None = None
+    refused: tuple[Place, str] | None = None
+    cut: Dropped = field(default_factory=lambda: Dropped("cut to data.max_length"))
+    spells_special: Dropped = field(default_factory=lambda: Dropped("spells a special token"))
+    straddling: int = 0
+
+    def measure(self, length: int, place: Place) -> None:
+        """An example of so many tokens."""
+        self.lengths[length] = self.lengths.get(length, 0) + 1
+        if self.shortest is None or length < self.shortest[0]:
+            self.shortest = length, place
+
+    def refuse(self, reason: str, place: Place) -> None:
+        """An example that the template can't write."""
+        self.refused = self.refused or (place, reason)
+        self.leave_out(reason, place)
+
+    def leave_out(self, reason: str, place: Place) -> None:
+        """An example that gives no sequence."""
+        count(self.unusable, reason, place)
+
+    def add(self, other: "Notes") -> None:
+        """What was noticed further down the files."""
+        self.examples += other.examples
+        add_all(self.unusable, other.unusable)
+        for length, number in other.lengths.items():
+            self.lengths[length] = self.lengths.get(length, 0) + number
+        if other.shortest is not None and (self.shortest is None or other.shortest[0] < self.shortest[0]):
+            self.shortest = other.shortest
+        self.refused = self.refused or other.refused
+        self.cut.add_all(other.cut)
+        self.spells_special.add_all(other.spells_special)
+        self.straddling += other.straddling
+
+
+@dataclass(slots=True)
+class SourceAccount:
+    """One source and its rows that are no examples, by reason.
+
+    `key` is its key in the config, `held_out` says that it is the validation file.
+    """
+
+    key: str
+    report: SourceReport
+    held_out: bool
+    bad: dict[str, Dropped] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Account:
+    """Everything that happened to the rows of a store; kept beside it, so that a later start knows too.
+
+    `files` are the names that places refer to, `digest` is the SHA-256 of all sequences.
+    `duplicates`, `repeats` and `overlap` are as in `Loaded`.
+    """
+
+    files: list[str] = field(default_factory=list)
+    sources: list[SourceAccount] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    ends: Ends = field(default_factory=Ends)
+    duplicates: int = 0
+    repeats: Dropped = field(default_factory=lambda: Dropped("equal to an earlier row"))
+    overlap: int = 0
+    digest: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows read, of all sources."""
+        return sum(source.report.rows for source in self.sources)
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        """Everything left out, the most frequent reason first: rows that are no examples, then unusable examples."""
+        return [*self.loaded("").dropped, *merge(self.notes.unusable.values())]
+
+    def loaded(self, sha256: str) -> Loaded:
+        """The part about reading; `sha256` is that of the files."""
+        return Loaded(
+            dropped=merge(tally for source in self.sources for tally in source.bad.values()),
+            sources=[source.report for source in self.sources],
+            duplicates=self.duplicates,
+            rows=self.rows,
+            sha256=sha256,
+            overlap=self.overlap,
+            repeats=self.repeats,
+        )
+
+
+def count(tallies: dict[str, Dropped], reason: str, place: Place) -> None:
+    """Add a row under its reason."""
+    tallies.setdefault(reason, Dropped(reason)).add(place)
+
+
+def add_all(tallies: dict[str, Dropped], others: Mapping[str, Dropped]) -> None:
+    """Add the tallies of rows further down the files."""
+    for reason, other in others.items():
+        tallies.setdefault(reason, Dropped(reason)).add_all(other)
+
+
+def merge(dropped: Iterable[Dropped]) -> list[Dropped]:
+    """One entry for each reason, the most frequent first."""
+    merged: dict[str, Dropped] = {}
+    for item in dropped:
+        merged.setdefault(item.reason, Dropped(item.reason)).add_all(item)
+    return sorted(merged.values(), key=lambda item: -item.count)
+
+
+def places(dropped: Dropped) -> str:
+    """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
+    parts, file = [], None
+    for place in dropped.first:
+        parts.append(f":{place.line}" if place.file == file else str(place))
+        file = place.file
+    return ", ".join(parts) + (", …" if dropped.count > len(dropped.first) else "")
+
+
+def refuse_too_much(account: Account, max_length: int, drop_bad_rows: bool) -> None:
+    """Raise UsageError where too much is left out: of one source, of all, or everything.
+
+    More than a tenth is more often a mistake than a wish.
+    """
+    for source in account.sources:
+        _refuse_source(source, drop_bad_rows)
+    _refuse_unfitting(account.notes, max_length)
+    _refuse_many(account, max_length, drop_bad_rows)
+
+
+def _refuse_source(source: SourceAccount, drop_bad_rows: bool) -> None:
+    bad, rows = sum(item.count for item in source.bad.values()), source.report.rows
+    kept = rows - bad
+    if kept and (drop_bad_rows or bad * MOST_BAD <= rows):
+        return
+    share = "more than a tenth" if kept else "nothing is left"
+    advice = (
+        "Mend them, or leave them out with data.drop_bad_rows: true"
+        if kept
+        else f"Mend them, or check {source.key}.columns"
+    )
+    counts = f"{bad} of {rows} row{'s' * (rows > 1)} {'is' if bad == 1 else 'are'} bad"
+    raise UsageError(
+        "\n".join([f"{source.report.path}: {counts}, {share}", *_reasons(merge(source.bad.values())), advice])
+    )
+
+
+def _refuse_unfitting(notes: Notes, max_length: int) -> None:
+    if notes.shortest is None and notes.refused is not None:
+        place, reason = notes.refused
+        raise UsageError(
+            f"none of the {notes.examples:,} dialogs can be trained on; first {place}: {reason}. "
+            "Give another template in `data.template: path.jinja`"
+        )
+    if notes.shortest is not None and notes.shortest[0] > max_length:
+        length, place = notes.shortest
+        raise UsageError(
+            f"data.max_length is {max_length}, but the shortest example, {place}, has {length} "
+            f"tokens; set data.max_length to {_fitting(notes)} to keep 99 % of the examples"
+        )
+
+
+def _refuse_many(account: Account, max_length: int, drop_bad_rows: bool) -> None:
+    dropped = account.dropped
+    count = sum(item.count for item in dropped)
+    if drop_bad_rows or count * MOST_BAD <= account.rows:
+        return
+    fitting = _fitting(account.notes)
+    raised = f"raise data.max_length to {fitting}, which 99 % of the dialogs keep to"
+    mending = raised if fitting > max_length else "mend them"
+    advice = f"{mending[0].upper()}{mending[1:]}, or leave them out with data.drop_bad_rows: true"
+    summary = f"{count:,} of {account.rows:,} rows would be left out, more than a tenth"
+    raise UsageError("\n".join([summary, *_reasons(dropped), advice]))
+
+
+def _reasons(dropped: Sequence[Dropped]) -> list[str]:
+    return [f"  {item.count} × {item.reason}: {places(item)}" for item in dropped]
+
+
+def _fitting(notes: Notes) -> int:
+    """The shortest length that 99 % of the examples keep to."""
+    left = sum(notes.lengths.values()) * 0.99
+    for length in sorted(notes.lengths):
+        left -= notes.lengths[length]
+        if left <= 0:
+            return length
+    return 0

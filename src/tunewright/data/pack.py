@@ -1,0 +1,213 @@
+"""A few thousand rows -> arrays that can be appended to a store: what each process that prepares data does.
+
+A `Job` is what all chunks of rows have in common, a `Chunk` is rows of one file, a `Pack` what came of them. All three
+travel between processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunewright.config.schema import DataConfig
+from tunewright.data.account import Dropped, Ends, Notes, count
+from tunewright.data.columns import Layout
+from tunewright.data.content import to_json
+from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, FlatSet, Place, Text
+from tunewright.data.formats import BadRow, read_example
+from tunewright.data.split import content_hash
+from tunewright.data.stop import StopProof, prove_answers_stop, prove_documents_end
+from tunewright.data.template import ChatTemplate, EncodedDialog, Refused, special_spelling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RUN = np.dtype([("length", "<i4"), ("weight", "<f4")])  # so many tokens in a row with this weight
+SEQUENCE = np.dtype([("tokens_end", "<i8"), ("runs_end", "<i8"), ("example", "<i8"), ("trained", "<i4")])
+EXAMPLE = np.dtype([("text_end", "<i8"), ("hash", "<u8"), ("line", "<i8"), ("file", "<i4"), ("source", "<i4")])
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`template` is Jinja text, None where raw text is read and there is none; `end_id` ends a raw text."""
+
+    data: DataConfig
+    stage: str
+    tokenizer: "PreTrainedTokenizerBase"
+    template: str | None
+    stop_ids: tuple[int, ...]
+    end_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one file, which is known as `file`, and of one source, by its number."""
+
+    source: int
+    layout: Layout
+    file: str
+    lines: list[int]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What came of one chunk.
+
+    Positions and indices in `sequences` and `examples` count from the beginning of the pack. `ids` int32 [tokens],
+    `runs` RUN, `sequences` SEQUENCE, `examples` EXAMPLE (its file is to be filled in), `text` the examples' JSON lines,
+    `bad` the rows that are no examples, by reason.
+    """
+
+    source: int
+    file: str
+    rows: int
+    ids: np.ndarray
+    runs: np.ndarray
+    sequences: np.ndarray
+    examples: np.ndarray
+    text: bytes
+    bad: dict[str, Dropped]
+    notes: Notes
+    ends: Ends
+
+
+class Packer:
+    """Turns chunks into packs. Raises UsageError where the template can't be used at all."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._template = None if job.stage == "pt" else ChatTemplate(job.tokenizer, job.template, job.stop_ids)
+        self._stop_ids = job.stop_ids if self._template is None else self._template.stop_ids
+        self._spelling = special_spelling(job.tokenizer)
+
+    def pack(self, chunk: Chunk) -> Pack:
+        """Read, render, tokenise and weigh the rows of a chunk."""
+        examples, bad = self._read(chunk)
+        notes = Notes(examples=len(examples))
+        kept = self._encode_texts(examples, notes) if self._template is None else self._encode_dialogs(examples, notes)
+        sequences = [one for several in kept for one in several]
+        owners = np.repeat(np.arange(len(kept)), [len(several) for several in kept])
+        flat = EncodedSet.build(sequences, [examples[owner].place for owner in owners])
+        proof = self._prove(flat, owners)
+        first = None if proof.first is None else (proof.first.sequence, proof.first.token)
+        runs, runs_end = _runs(flat)
+        contents = [to_json(example) for example in examples]
+        return Pack(
+            source=chunk.source,
+            file=chunk.file,
+            rows=len(chunk.rows),
+            ids=flat.input_ids,
+            runs=runs,
+            sequences=_table(
+                SEQUENCE,
+                tokens_end=flat.offsets[1:],
+                runs_end=runs_end,
+                example=owners,
+                trained=[np.count_nonzero(one.weights) for one in sequences],
+            ),
+            examples=_table(
+                EXAMPLE,
+                text_end=np.cumsum([len(content) + 1 for content in contents], dtype=np.int64),
+                hash=np.array([content_hash(content) for content in contents], np.uint64),
+                line=[example.place.line for example in examples],
+                source=np.full(len(examples), chunk.source),
+            ),
+            text=b"".join(content + b"\n" for content in contents),
+            bad=bad,
+            notes=notes,
+            ends=Ends(proof.stretches, proof.failing, first),
+        )
+
+    def _read(self, chunk: Chunk) -> tuple[list[Example], dict[str, Dropped]]:
+        examples: list[Example] = []
+        bad: dict[str, Dropped] = {}
+        for line, row in zip(chunk.lines, chunk.rows, strict=True):
+            place = Place(chunk.file, line)
+            try:
+                examples.append(read_example(row, chunk.layout, self._job.data.system, place))
+            except BadRow as reason:
+                count(bad, str(reason), place)
+        return examples, bad
+
+    def _encode_texts(self, examples: Sequence[Example], notes: Notes) -> list[list[Encoded]]:
+        """The windows of each text."""
+        texts = [example for example in examples if isinstance(example, Text)]
+        words = [text.text for text in texts]
+        kept = list(encode_texts(words, self._job.tokenizer, self._job.end_id, self._job.data.max_length))
+        for text, windows in zip(texts, kept, strict=True):
+            if len(windows) > 1:
+                notes.cut.add(text.place)
+            if self._spelling.search(text.text):
+                notes.spells_special.add(text.place)
+        return kept
+
+    def _encode_dialogs(self, examples: Sequence[Example], notes: Notes) -> list[list[Encoded]]:
+        """The sequences of each dialog: none of one that can't be trained on."""
+        assert self._template is not None
+        dialogs = [example for example in examples if isinstance(example, Dialog)]
+        results = zip(dialogs, self._template.attempt_many(dialogs), strict=True)
+        return [self._keep(dialog, result, notes) for dialog, result in results]
+
+    def _keep(self, dialog: Dialog, result: EncodedDialog | Refused, notes: Notes) -> list[Encoded]:
+        if isinstance(result, Refused):
+            notes.refuse(result.reason, dialog.place)
+            return []
+        length, limit = len(result.encoded), self._job.data.max_length
+        notes.measure(length, dialog.place)
+        if length > limit or not result.encoded.weights.any():
+            reason = f"longer than data.max_length = {limit}" if length > limit else "no token of it is trained"
+            notes.leave_out(reason, dialog.place)
+            return []
+        notes.straddling += result.straddling
+        if result.spells_special:
+            notes.spells_special.add(dialog.place)
+        return [result.encoded]
+
+    def _prove(self, flat: FlatSet, owners: np.ndarray) -> StopProof:
+        """The stop proof, over the very arrays that go into the store."""
+        if self._template is not None:
+            return prove_answers_stop(flat, self._stop_ids)
+        last_windows = np.flatnonzero(np.diff(owners, append=-1))
+        return prove_documents_end(flat, last_windows.tolist(), self._stop_ids)
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", eos_id: int, max_length: int
+) -> Iterator[list[Encoded]]:
+    """The windows of each document, for pre-training.
+
+    A document is its tokens as the tokenizer wraps them by default (with bos where it adds one) and one `eos_id`. Each
+    window of at most `max_length` tokens begins with the last token of the one before and all but its first token
+    have weight 1, so every token of the document but its first is predicted exactly once.
+    """
+    if not texts:
+        return
+    for ids in tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]:
+        document = np.array(ids if ids and ids[-1] == eos_id else [*ids, eos_id], np.int32)
+        starts = range(0, max(len(document) - 1, 1), max_length - 1)
+        yield [_window(document[start : start + max_length]) for start in starts]
+
+
+def _window(ids: np.ndarray) -> Encoded:
+    weights = np.ones(len(ids), np.float32)
+    weights[0] = 0.0  # nothing stands before the first token that could predict it
+    return Encoded(ids, weights)
+
+
+def _runs(flat: FlatSet) -> tuple[np.ndarray, np.ndarray]:
+    """The weights as runs of equal ones that end with their sequence, and where the runs of each sequence end."""
+    begins = np.ones(len(flat.weights), bool)
+    begins[1:] = flat.weights[1:] != flat.weights[:-1]
+    begins[flat.offsets[:-1]] = True
+    starts = np.flatnonzero(begins)
+    runs = _table(RUN, length=np.diff(starts, append=len(begins)), weight=flat.weights[starts])
+    return runs, np.searchsorted(starts, flat.offsets[1:])
+
+
+def _table(dtype: np.dtype, **columns: np.ndarray | list[Any]) -> np.ndarray:
+    table = np.zeros(len(next(iter(columns.values()))), dtype)
+    for name, column in columns.items():
+        table[name] = column
+    return table

@@ -1,0 +1,143 @@
+"""Prepare chunks of rows in several processes, with their results in order; a little data stays in this one.
+
+A worker is a plain `python -m tunewright.data.workers` that reads chunks from its standard input and writes packs to
+its standard output. So nothing is forked while threads run, and no script of the user is imported a second time, which
+the ways of `multiprocessing` come with. A worker ends when its input does, also where this process is killed.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import IO, Any
+
+from tunewright.data.pack import Chunk, Job, Pack, Packer
+from tunewright.errors import RunError, UsageError
+
+ALONE = 20_000  # rows prepared here before workers start: they take seconds to import what they need
+MOST = 16  # workers; each holds some hundred megabytes
+THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alone: int = ALONE) -> Iterator[Pack]:
+    """The pack of each chunk, in order. At most a few chunks for each worker are read ahead.
+
+    `workers` processes, one for each core unless given, start once `alone` rows are done. Raises UsageError as Packer
+    does, and RunError where a worker dies.
+    """
+    workers = cores() if workers is None else workers
+    chunks, rows = iter(chunks), 0
+    packer = Packer(job)
+    for chunk in chunks:
+        yield packer.pack(chunk)
+        rows += len(chunk.rows)
+        if rows >= alone and workers > 1:
+            break
+    with ExitStack() as stack:
+        first = next(chunks, None)
+        if first is None:
+            return
+        idle: SimpleQueue[_Worker] = SimpleQueue()
+        for _ in range(workers):
+            idle.put(stack.enter_context(_Worker(job)))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        waiting: deque[Future[Pack]] = deque([pool.submit(_pack_in_one, idle, first)])
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(_pack_in_one, idle, chunk))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Cores this process may use, at most `MOST`."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(allowed, MOST)
+
+
+def _pack_in_one(idle: "SimpleQueue[_Worker]", chunk: Chunk) -> Pack:
+    worker = idle.get()
+    try:
+        return worker.pack(chunk)
+    finally:
+        idle.put(worker)
+
+
+class _Worker:
+    """This process's end of one worker."""
+
+    def __init__(self, job: Job) -> None:
+        environment = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tunewright.data.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._job: Job | None = job
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let it end; it is killed where it is in the midst of work that nobody waits for."""
+        if error[0] is not None:
+            self._process.kill()
+        with self._process:  # closes both pipes and waits
+            pass
+
+    def pack(self, chunk: Chunk) -> Pack:
+        """Hand over a chunk and wait for what comes of it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            if self._job is not None:
+                _send(self._process.stdin, self._job)
+                self._job = None
+            _send(self._process.stdin, chunk)
+            result = pickle.load(self._process.stdout)
+        except (BrokenPipeError, EOFError) as error:
+            code = self._process.wait()
+            killed = "; it was killed, most likely for want of memory" if code == -signal.SIGKILL else ""
+            raise RunError(f"a process that prepares data ended with code {code}{killed}") from error
+        if isinstance(result, UsageError):
+            raise result
+        assert isinstance(result, Pack)
+        return result
+
+
+def _send(pipe: IO[bytes], item: Any) -> None:
+    pickle.dump(item, pipe, pickle.HIGHEST_PROTOCOL)
+    pipe.flush()
+
+
+def _serve() -> None:
+    """What a worker does: packs for chunks, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    chunks, packs = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else must write between packs
+    try:
+        packer = Packer(pickle.load(chunks))
+        while True:
+            chunk = pickle.load(chunks)
+            try:
+                result: Pack | UsageError = packer.pack(chunk)
+            except UsageError as error:
+                result = error
+            _send(packs, result)
+    except (EOFError, BrokenPipeError):
+        return
+
+
+if __name__ == "__main__":
+    _serve()
