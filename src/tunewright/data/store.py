@@ -130,7 +130,8 @@ class StoredSet(EncodedSet):
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.store.sequences["tokens_end"], prepend=0)[self.index]
+        lengths: np.ndarray = np.diff(self.store.sequences["tokens_end"], prepend=0)[self.index]
+        return lengths
 
     @property
     def supervised_tokens(self) -> int:
