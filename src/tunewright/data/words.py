@@ -1,0 +1,198 @@
+"""Tokenise much text quickly: most words have been seen before, so their tokens are known.
+
+Byte-level tokenizers cut a text into words by a pattern and then look at one word at a time. For the patterns in use
+(GPT-2's, with or without single digits, and Llama-3's and Qwen's) and for characters about whose class no two versions
+of Unicode disagree, the same cuts are made here, and a word's tokens are asked of the tokenizer only once. What comes
+out is exactly what the tokenizer gives, ids and character offsets; every other tokenizer or text goes to the tokenizer
+itself.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+KNOWN_WORDS = 1 << 16  # remembered; then all are forgotten
+NEW_SHARE = 0.2  # with more new words among a batch than this, looking them up does not pay: Chinese clauses, say
+PAUSE = 16  # batches handed to the tokenizer before it is tried again
+
+# Letters, numbers and white space, as character classes: those every version of Unicode since 3.0 agrees on.
+LETTERS = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u045f\u4e00-\u9fa5\uff21-\uff3a\uff41-\uff5a"
+NUMBERS = "0-9\uff10-\uff19"
+SPACES = " \t\n\r\u3000"
+OTHERS = "!-/:-@\\[-`{-~\u00bf\u00d7\u00f7\u2010-\u2027\u2030-\u203e\u3001\u3002\u3008-\u3011\u3014-\u301b"
+OTHERS += "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff5e"
+
+_SAFE = re.compile(f"[{LETTERS}{NUMBERS}{SPACES}{OTHERS}]*")
+_TAIL = rf"[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
+_GPT2 = rf"'(?:s|t|re|ve|m|ll|d)| ?[{LETTERS}]+| ?[{NUMBERS}]+| ?[^{SPACES}{LETTERS}{NUMBERS}]+|{_TAIL}"
+_LLAMA3 = (
+    rf"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n{LETTERS}{NUMBERS}]?[{LETTERS}]+|[{NUMBERS}]{{1,3}}"
+    rf"| ?[^{SPACES}{LETTERS}{NUMBERS}]+[\r\n]*|[{SPACES}]*[\r\n]+|{_TAIL}"
+)
+_OWN_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = {_OWN_LLAMA3: _LLAMA3, _OWN_LLAMA3.replace("{1,3}", ""): _LLAMA3.replace("{1,3}", "")}
+
+Cut = Callable[[str], list[str]]  # the words of a text without added tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Of one text: `ids` int32 [n] and the characters that each stands for, `offsets` int64 [n, 2]."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class WordTokenizer:
+    """Does what `backend.encode_batch(texts, add_special_tokens=False)` does, faster where it can."""
+
+    def __init__(self, backend: "Tokenizer") -> None:
+        from tokenizers import Tokenizer
+
+        state = json.loads(backend.to_str())
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._cut = _cutter(state)
+        self._added_tokens = sorted((token["content"] for token in state["added_tokens"]), key=len, reverse=True)
+        self._added = re.compile(f"({'|'.join(map(re.escape, self._added_tokens)) or '(?!)'})")  # the longest wins
+        self._pause = 0
+        self._forget()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, as the tokenizer gives them."""
+        if self._cut is None or self._pause > 0 or not texts:
+            self._pause -= 1
+            return self._encode(texts)
+        words = [self._words(text, self._cut) for text in texts]
+        known = [one for one in words if one is not None]
+        if not self._learn([word for one in known for word in one], self._cut):
+            self._pause = PAUSE
+            return self._encode(texts)
+        looked_up = iter(self._look_up(known))
+        others = iter(self._encode([text for text, one in zip(texts, words, strict=True) if one is None]))
+        return [next(others if one is None else looked_up) for one in words]
+
+    def _words(self, text: str, cut: Cut) -> list[str] | None:
+        """Added tokens and words in turn, None where a character is not a certain one."""
+        words: list[str] = []
+        for index, part in enumerate(self._added.split(text)):
+            if index % 2:
+                words.append(part)
+            elif part:
+                if not _SAFE.fullmatch(part):
+                    return None
+                words += cut(part)
+        return words
+
+    def _forget(self) -> None:
+        """Know no words, only the added tokens."""
+        self._known: dict[str, int] = {}
+        self._firsts, self._counts, self._lengths = (np.zeros(0, np.int64) for _ in range(3))
+        self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int64)
+        self._remember(self._added_tokens)
+
+    def _learn(self, words: Sequence[str], cut: Cut) -> bool:
+        """Know these words too; False where it does not pay, or one of them is not a word when it stands alone."""
+        new = set(words).difference(self._known)
+        if len(new) > NEW_SHARE * len(words):
+            return False
+        if len(new) + len(self._known) > KNOWN_WORDS:
+            self._forget()
+            new = set(words).difference(self._known)
+        if any(cut(word) != [word] for word in new):
+            return False
+        self._remember(list(new))
+        return True
+
+    def _remember(self, words: Sequence[str]) -> None:
+        if not words:
+            return
+        tokens = self._encode(words)
+        counts = np.array([len(one.ids) for one in tokens])
+        firsts = len(self._ids) + np.cumsum(counts) - counts
+        self._known.update(zip(words, range(len(self._known), len(self._known) + len(words)), strict=True))
+        self._firsts = np.concatenate([self._firsts, firsts])
+        self._counts = np.concatenate([self._counts, counts])
+        self._lengths = np.concatenate([self._lengths, [len(word) for word in words]])
+        self._ids = np.concatenate([self._ids, *(one.ids for one in tokens)])
+        self._offsets = np.concatenate([self._offsets, *(one.offsets for one in tokens)])
+
+    def _look_up(self, texts: Sequence[Sequence[str]]) -> list[Tokens]:
+        """Tokens of texts whose words are all known."""
+        sizes = np.array([len(words) for words in texts], np.int64)
+        known = self._known
+        words = np.fromiter((known[word] for word in chain.from_iterable(texts)), np.int64, int(sizes.sum()))
+        counts, lengths = self._counts[words], self._lengths[words]
+        characters, ends = np.append(0, np.cumsum(lengths)), np.append(0, np.cumsum(counts))
+        last_words = np.cumsum(sizes)
+        begins = characters[:-1] - np.repeat(characters[last_words - sizes], sizes)  # of each word in its text
+        tokens = np.repeat(self._firsts[words] - ends[:-1], counts) + np.arange(ends[-1])
+        ids, offsets = self._ids[tokens], self._offsets[tokens] + np.repeat(begins, counts)[:, None]
+        borders = zip(ends[last_words - sizes].tolist(), ends[last_words].tolist(), strict=True)
+        return [Tokens(ids[begin:end], offsets[begin:end]) for begin, end in borders]
+
+    def _encode(self, texts: Sequence[str]) -> list[Tokens]:
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False) if texts else []
+        return [
+            Tokens(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings
+        ]
+
+
+def _cutter(state: dict[str, Any]) -> Cut | None:
+    """How a tokenizer, given as its JSON, cuts words; None where that is not known for certain."""
+    if state["normalizer"] not in (None, {"type": "NFC"}) or state["model"].get("dropout"):
+        return None
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    if any(token[flag] for token in state["added_tokens"] for flag in flags) or _trims_by_position(state):
+        return None
+    stages = state["pre_tokenizer"] or {}
+    match stages.get("pretokenizers", [stages]):
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return re.compile(_GPT2).findall
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        ]:
+            return _single_digits(re.compile(_GPT2).findall)
+        case [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ] if pattern in _PATTERNS:
+            return re.compile(_PATTERNS[pattern]).findall
+    return None
+
+
+def _trims_by_position(state: dict[str, Any]) -> bool:
+    """Whether offsets depend on where in the text a token stands."""
+    last = state["post_processor"] or {}
+    return any(
+        stage["type"] == "ByteLevel" and stage["add_prefix_space"] and stage["trim_offsets"]
+        for stage in last.get("processors", [last])
+        if stage
+    )
+
+
+def _single_digits(cut: Cut) -> Cut:
+    """Digits one by one, and what lies between them cut on its own."""
+    digits = re.compile(f"([{NUMBERS}])")
+
+    def cut_between(text: str) -> list[str]:
+        words: list[str] = []
+        for index, part in enumerate(digits.split(text)):
+            if part:
+                words += [part] if index % 2 else cut(part)
+        return words
+
+    return cut_between

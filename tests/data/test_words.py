@@ -1,0 +1,129 @@
+"""Looking words up gives what the tokenizer gives, ids and offsets, for every text and every kind of tokenizer."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.tokenizers import SENTENCES, STYLES, tiny_tokenizer
+from tunewright.data import words
+from tunewright.data.words import WordTokenizer
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+CUTS: dict[str, Any] = {
+    "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    "digits": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "llama3": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
+    "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3.replace("{1,3}", "")), "isolated"), BYTES]),
+}
+
+
+@lru_cache
+def tokenizer(cut: str, trim: bool = False) -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = CUTS[cut]
+    if cut == "qwen2":
+        made.normalizer = normalizers.NFC()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(SENTENCES, trainer)
+    made.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in ("<|a|>", "<|a|><b>")])
+    made.add_tokens([AddedToken("<b>", normalized=False)])
+    made.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=trim)
+    return made
+
+
+def same(made: Tokenizer, fast: WordTokenizer, texts: list[str]) -> None:
+    for text, mine, theirs in zip(
+        texts, fast.encode_batch(texts), made.encode_batch(texts, add_special_tokens=False), strict=True
+    ):
+        assert mine.ids.tolist() == theirs.ids, text
+        assert [tuple(pair) for pair in mine.offsets.tolist()] == theirs.offsets, text
+
+
+# Often certain characters, in runs in which the patterns differ; sometimes any.
+pieces = st.sampled_from(
+    ["the", " lamp", "It's", "'RE", "'really", " ", "  ", "\n", "\r\n", "\t", "12345", " 7", "！？", "。\n\n", "灯塔",
+     "_", "-->", " (x", "é", "Ж", "０１", "\u3000", "<|a|>", "<b>", "<|a|><b>", "<|a", "|>"]
+)  # fmt: skip
+texts = st.lists(st.lists(pieces | st.text(max_size=3), max_size=9).map("".join), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("trim", [False, True])
+@settings(max_examples=60)
+@given(texts=texts)
+def test_same_tokens(cut: str, trim: bool, texts: list[str]) -> None:
+    made = tokenizer(cut, trim)
+    fast = WordTokenizer(made)
+    fast.encode_batch(["".join(texts)] * 9)  # so that most words of the next batch are known
+    fast._pause = 0
+    same(made, fast, texts * 9)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_certain_character_is_cut_alike(cut: str) -> None:
+    made = tokenizer(cut)
+    fast = WordTokenizer(made)
+    certain = [chr(code) for code in range(0x10000) if words._SAFE.fullmatch(chr(code))]
+    assert len(certain) > 20_000
+    shapes = [f"a{c}b {c} {c}{c} 1{c}. {c}\n{c}'{c}" for c in certain if not "\u4e10" < c < "\u9fa0"]
+    cutter = fast._cut
+    assert cutter is not None
+    for shape in shapes:
+        theirs = [shape[begin:end] for _, (begin, end) in made.pre_tokenizer.pre_tokenize_str(shape)]
+        assert cutter(shape) == theirs, shape
+
+
+def test_words_are_looked_up() -> None:
+    made = tokenizer("llama3")
+    fast = WordTokenizer(made)
+    fast._backend = Counting(fast._backend)
+    lines = [f"the lamp {i % 7} is lit<|a|>" for i in range(300)]
+    same(made, fast, lines)
+    same(made, fast, lines)
+    assert fast._backend.encoded < 20  # words, of 2,100
+
+
+class Counting:
+    def __init__(self, backend: Any) -> None:
+        self.backend, self.encoded = backend, 0
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool) -> Any:
+        self.encoded += len(texts)
+        return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+
+
+def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "KNOWN_WORDS", 40)
+    fast = WordTokenizer(tokenizer("gpt2"))
+    for begin in range(0, 200, 10):
+        same(tokenizer("gpt2"), fast, [f"word{'x' * (begin + i)}" for i in range(10) for _ in range(30)])
+        assert len(fast._known) <= 40
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_other_tokenizers_are_asked(style: str) -> None:
+    made = tiny_tokenizer(style).backend_tokenizer
+    fast = WordTokenizer(made)
+    assert fast._cut is None
+    same(made, fast, [*SENTENCES, ""])
+
+
+def test_a_tokenizer_that_pads_is_not_changed() -> None:
+    made = Tokenizer.from_str(tokenizer("gpt2").to_str())
+    made.enable_padding(length=50)
+    made.enable_truncation(3)
+    same(tokenizer("gpt2"), WordTokenizer(made), SENTENCES)
+    assert json.loads(made.to_str())["padding"]["strategy"] == {"Fixed": 50}
