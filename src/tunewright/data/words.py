@@ -9,6 +9,7 @@ itself.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KNOWN_WORDS = 1 << 16  # remembered; then all are forgotten
 NEW_SHARE = 0.2  # with more new words among a batch than this, looking them up does not pay: Chinese clauses, say
+OFTEN = 10  # a part that one text in so many has is a word
 PAUSE = 16  # batches handed to the tokenizer before it is tried again
 
 # Letters, numbers and white space, as character classes: those every version of Unicode since 3.0 agrees on.
@@ -65,8 +67,9 @@ class WordTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._cut = _cutter(state)
-        self._added_tokens = sorted((token["content"] for token in state["added_tokens"]), key=len, reverse=True)
-        self._added = re.compile(f"({'|'.join(map(re.escape, self._added_tokens)) or '(?!)'})")  # the longest wins
+        self._added_tokens = {token["content"] for token in state["added_tokens"]}
+        longest_first = map(re.escape, sorted(self._added_tokens, key=len, reverse=True))
+        self._added = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         self._pause = 0
         self._forget()
 
@@ -75,43 +78,37 @@ class WordTokenizer:
         if self._cut is None or self._pause > 0 or not texts:
             self._pause -= 1
             return self._encode(texts)
-        words = [self._words(text, self._cut) for text in texts]
+        parts = [self._added.split(text) for text in texts]
+        often = self._often(parts)
+        words = [_words(one, often, self._cut) for one in parts]
         known = [one for one in words if one is not None]
-        if not self._learn([word for one in known for word in one], self._cut):
+        if not self._learn([word for one in known for word in one], often, self._cut):
             self._pause = PAUSE
             return self._encode(texts)
         looked_up = iter(self._look_up(known))
         others = iter(self._encode([text for text, one in zip(texts, words, strict=True) if one is None]))
         return [next(others if one is None else looked_up) for one in words]
 
-    def _words(self, text: str, cut: Cut) -> list[str] | None:
-        """Added tokens and words in turn, None where a character is not a certain one."""
-        words: list[str] = []
-        for index, part in enumerate(self._added.split(text)):
-            if index % 2:
-                words.append(part)
-            elif part:
-                if not _SAFE.fullmatch(part):
-                    return None
-                words += cut(part)
-        return words
+    def _often(self, parts: Sequence[Sequence[str]]) -> set[str]:
+        """Added tokens, and what stands between two of them in many texts: a system prompt, say. All count as words."""
+        counts = Counter(chain.from_iterable(parts))
+        return {part for part, count in counts.items() if count * OFTEN > len(parts)}.union(self._added_tokens)
 
     def _forget(self) -> None:
-        """Know no words, only the added tokens."""
+        """Know no words."""
         self._known: dict[str, int] = {}
         self._firsts, self._counts, self._lengths = (np.zeros(0, np.int64) for _ in range(3))
         self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int64)
-        self._remember(self._added_tokens)
 
-    def _learn(self, words: Sequence[str], cut: Cut) -> bool:
+    def _learn(self, words: Sequence[str], often: set[str], cut: Cut) -> bool:
         """Know these words too; False where it does not pay, or one of them is not a word when it stands alone."""
         new = set(words).difference(self._known)
         if len(new) > NEW_SHARE * len(words):
             return False
         if len(new) + len(self._known) > KNOWN_WORDS:
             self._forget()
-            new = set(words).difference(self._known)
-        if any(cut(word) != [word] for word in new):
+            new = set(words)
+        if any(cut(word) != [word] for word in new - often):
             return False
         self._remember(list(new))
         return True
@@ -148,6 +145,19 @@ class WordTokenizer:
         return [
             Tokens(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings
         ]
+
+
+def _words(parts: Sequence[str], often: set[str], cut: Cut) -> list[str] | None:
+    """The words of a text in parts, None where a character is not a certain one."""
+    words: list[str] = []
+    for part in parts:
+        if part in often:
+            words.append(part)
+        elif not _SAFE.fullmatch(part):
+            return None
+        else:
+            words += cut(part)
+    return words
 
 
 def _cutter(state: dict[str, Any]) -> Cut | None:
