@@ -7,6 +7,7 @@ nothing is dropped, and resuming needs the step number only.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -46,4 +47,11 @@ class Sampler:
         return min(step * self.batch_size, self.total_samples) / self.num_examples
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
+        return _shuffled(self.num_examples, self.seed, epoch)
+
+
+@lru_cache(maxsize=2)  # a step may lie in two epochs; a million examples take long to shuffle
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order.flags.writeable = False
+    return order

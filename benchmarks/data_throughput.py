@@ -1,0 +1,191 @@
+"""How fast and in how much memory rows become tokens, beside the tutorials' `datasets.map`.
+
+    python benchmarks/data_throughput.py [--rows 10000 100000 1000000] [--peer-rows 100000] [--output results.json]
+
+The rows are alpaca rows made here; README.md says of what. Every measurement is a fresh process on the same cores, and
+its clock starts when libraries and tokenizer are loaded. The peer needs the extra `bench`; with `--peer-python` it runs
+in another environment.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LENGTHS = {"instruction": (2.4, 0.5), "input": (3.0, 0.6), "output": (3.7, 0.9)}  # of log-normal word counts
+UNSEEN = 0.02  # share of words glued from two, as names and slips of the pen are
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def main() -> int:
+    options = parse_options()
+    if options.part is not None:
+        name, folder, data = options.part
+        print(json.dumps(PARTS[name](Path(folder), Path(data))))
+        return 0
+    results = compare(options)
+    text = to_markdown(results)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sizes of data")
+    parser.add_argument("--peer-rows", type=int, default=100_000, help="how many of them the peer gets (%(default)s)")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python that has `datasets`")
+    parser.add_argument("--output", type=Path, help="JSON file for all numbers; Markdown goes beside it")
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """All measurements, one after the other."""
+    from tunewright.config.schema import ModelConfig
+    from tunewright.models.resolve import resolve_model
+
+    model = resolve_model(ModelConfig(name="smollm2-135m-instruct"), Path.cwd()).path
+    with tempfile.TemporaryDirectory(prefix="data-throughput-") as work:
+        cache = {"TUNEWRIGHT_CACHE": f"{work}/cache", "HF_HOME": f"{work}/hf", "HF_HUB_OFFLINE": "1"}
+        ours, peers = [], []
+        for rows in options.rows:
+            data = write_rows(Path(work) / f"{rows}.jsonl", rows, model)
+            ours.append(measure("tunewright", sys.executable, model, data, cache))
+            ours[-1] |= {"reopened": measure("tunewright", sys.executable, model, data, cache)["seconds"]}
+        data = write_rows(Path(work) / "peer.jsonl", options.peer_rows, model)
+        for name in ("datasets.map", "datasets.map num_proc"):
+            peers.append(measure(name, options.peer_python, model, data, cache))
+        same = measure("tunewright", sys.executable, model, data, cache)
+    return {"cores": len(os.sched_getaffinity(0)), "tunewright": ours, "same_rows": [same, *peers]}
+
+
+def write_rows(path: Path, count: int, model: Path) -> Path:
+    """Alpaca rows: words of the tokenizer's own vocabulary, frequent ones often (Zipf), with points and commas."""
+    from tunewright.models.load import load_tokenizer
+
+    pieces = sorted(load_tokenizer(model).get_vocab().items(), key=lambda item: item[1])
+    words = [piece[1:] for piece, _ in pieces if piece[0] == "Ġ" and len(piece) > 2 and piece[1:].isascii()]
+    words = np.array([word for word in words if word.isalpha()], object)
+    chances = 1 / np.arange(10, len(words) + 10)
+    random = np.random.default_rng(0)
+    with path.open("w", encoding="utf-8") as file:
+        for begin in range(0, count, 10_000):
+            size = min(10_000, count - begin)
+            columns = {name: _texts(random, words, chances / chances.sum(), size, *LENGTHS[name]) for name in LENGTHS}
+            for row in zip(*columns.values(), random.random(size) < 0.6, strict=True):
+                alpaca = {"instruction": row[0], "input": "" if row[3] else row[1], "output": row[2]}
+                file.write(json.dumps(alpaca) + "\n")
+    os.utime(path, (time.time() - 60,) * 2)  # written long ago, as data are
+    return path
+
+
+def _texts(random: Any, words: Any, chances: Any, count: int, mean: float, spread: float) -> Iterator[str]:
+    lengths = np.clip(random.lognormal(mean, spread, count).astype(int), 2, 400)
+    drawn = random.choice(words, int(lengths.sum()), p=chances)
+    drawn += random.choice(np.array(["", ",", ".", "\n"], object), len(drawn), p=[0.87, 0.07, 0.055, 0.005])
+    unseen = random.random(len(drawn)) < UNSEEN
+    drawn[unseen] = random.choice(words, int(unseen.sum())) + drawn[unseen]
+    for end, length in zip(np.cumsum(lengths), lengths, strict=True):
+        yield " ".join(drawn[end - length : end])
+
+
+def measure(name: str, python: str, model: Path, data: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Run one part and watch the memory of its process and all that it starts."""
+    import psutil
+
+    command = [python, __file__, "--part", name, str(model), str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment) as process:
+        whole, peak = psutil.Process(process.pid), 0
+        while process.poll() is None:
+            try:
+                family = [whole, *whole.children(recursive=True)]
+                peak = max(peak, sum(one.memory_full_info().uss for one in family))
+            except psutil.NoSuchProcess:
+                continue
+            time.sleep(0.25)
+        assert process.stdout is not None
+        answer = json.loads(process.stdout.read().splitlines()[-1])
+    rows = sum(1 for _ in data.open("rb"))
+    return {"name": name, "rows": rows, **answer, "rows_per_second": rows / answer["seconds"], "peak_bytes": peak}
+
+
+def run_tunewright(model: Path, data: Path) -> dict[str, Any]:
+    """What `tunewright train` does with the data: read, check, render, tokenise, weigh, prove, store, split."""
+    from tunewright.config.schema import RunConfig
+    from tunewright.data.encode import prepare
+    from tunewright.models.load import eos_ids, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    config = RunConfig.model_validate({"model": str(model), "data": {"train": str(data)}})
+    stop_ids = eos_ids(model, tokenizer)
+    begin = time.perf_counter()
+    prepared = prepare(config, tokenizer, stop_ids, Path.cwd())
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": int(prepared.train.lengths.sum() + prepared.validation.lengths.sum())}
+
+
+def run_map(model: Path, data: Path, processes: int | None = None) -> dict[str, Any]:
+    """The tutorials' script: load the rows, map a function that tokenises prompt and answer."""
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def process_func(example: dict[str, str]) -> dict[str, list[int]]:
+        question = PROMPT.format(question=example["instruction"] + example["input"])
+        instruction = tokenizer(question, add_special_tokens=False)
+        response = tokenizer(f"{example['output']}<|im_end|>", add_special_tokens=False)
+        input_ids = instruction["input_ids"] + response["input_ids"] + [tokenizer.pad_token_id]
+        attention_mask = instruction["attention_mask"] + response["attention_mask"] + [1]
+        labels = [-100] * len(instruction["input_ids"]) + response["input_ids"] + [tokenizer.pad_token_id]
+        columns = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return {name: column[:1024] for name, column in columns.items()}
+
+    begin = time.perf_counter()
+    rows = load_dataset("json", data_files=str(data), split="train")
+    mapped = rows.map(process_func, remove_columns=rows.column_names, num_proc=processes)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": sum(map(len, mapped["input_ids"]))}
+
+
+PARTS = {
+    "tunewright": run_tunewright,
+    "datasets.map": run_map,
+    "datasets.map num_proc": lambda model, data: run_map(model, data, len(os.sched_getaffinity(0))),
+}
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    lines = [
+        f"{results['cores']} cores. Peak memory is that of all processes together, without what they share.",
+        "",
+        "| tunewright, rows | seconds | rows/s | peak memory | reopened in |",
+        "|---|---|---|---|---|",
+    ]
+    for one in results["tunewright"]:
+        speed = f"{one['seconds']:.1f} | {one['rows_per_second']:,.0f}"
+        lines.append(f"| {one['rows']:,} | {speed} | {one['peak_bytes'] / 1e6:,.0f} MB | {one['reopened']:.2f} s |")
+    ours = results["same_rows"][0]["rows_per_second"]
+    lines += ["", "| the same rows | rows/s | tunewright is | tokens |", "|---|---|---|---|"]
+    for one in results["same_rows"]:
+        ratio = f"{ours / one['rows_per_second']:.1f} × as fast"
+        lines.append(f"| {one['name']} | {one['rows_per_second']:,.0f} | {ratio} | {one['tokens']:,} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
