@@ -121,13 +121,13 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     write(tmp_path)
 
     def interrupted() -> Iterator[SourceAccount | Chunk]:
-        yield from read_sources(find_sources(config().data, tmp_path), "sft", tmp_path)
+        yield from read_sources(find_sources(config().data, tmp_path), "sft")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         open_store("a", interrupted(), job())
     assert stores() == []
-    whole = open_store("a", read_sources(find_sources(config().data, tmp_path), "sft", tmp_path), job())
+    whole = open_store("a", read_sources(find_sources(config().data, tmp_path), "sft"), job())
     assert whole.account.rows == 31
     assert stores() == ["a"]
 
@@ -249,7 +249,7 @@ def test_stores_nobody_opens_are_forgotten(tmp_path: Path) -> None:
 @pytest.fixture
 def chunks(tmp_path: Path) -> list[Chunk]:
     write(tmp_path, 60)
-    items = read_sources(find_sources(config().data, tmp_path), "sft", tmp_path)
+    items = read_sources(find_sources(config().data, tmp_path), "sft")
     (whole,) = [item for item in items if isinstance(item, Chunk)]
     parts = [slice(begin, begin + 10) for begin in range(0, 61, 10)]
     return [Chunk(0, whole.layout, whole.file, whole.lines[part], whole.rows[part]) for part in parts]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.data.account import Dropped, Loaded, refuse_too_much
 from tunewright.data.examples import EncodedSet, Example
+from tunewright.data.find import DataFile
 from tunewright.data.load import find_sources, hash_files, read_sources
 from tunewright.data.pack import Job
 from tunewright.data.stop import Failure, StopProof
@@ -69,9 +70,10 @@ def prepare(
     template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids)
     stops, end_id = _stop_ids(tokenizer, template, stop_ids)
     sources = find_sources(data, base)
-    sha256 = hash_files([file for one in sources for file in one.files])
+    files = [file for one in sources for file in one.files]
+    sha256 = hash_files([file.path for file in files])
     job = Job(data, stage, tokenizer, source, stops, end_id)
-    store = open_store(_key(job, sha256), read_sources(sources, stage, base), job)
+    store = open_store(_key(job, files, sha256), read_sources(sources, stage), job)
     account = store.account
     refuse_too_much(account, data.max_length, data.drop_bad_rows)
     size = None if isinstance(data.validation, SourceConfig) else data.validation
@@ -132,12 +134,13 @@ def _stop_proof(store: Store) -> StopProof:
     return StopProof(ends.stretches, ends.failing, Failure(place, store.encoded(sequence), sequence, token))
 
 
-def _key(job: Job, sha256: str) -> str:
+def _key(job: Job, files: Sequence[DataFile], sha256: str) -> str:
     """The name of the store that holds what comes of these files: a hash of everything that decides it."""
     settings = job.data.model_dump(mode="json", exclude={"template", "drop_bad_rows"})
     if not isinstance(job.data.validation, SourceConfig):
         del settings["validation"]  # what is held out is decided when the store is open
-    facts = [sha256, settings, job.stage, job.template, job.stop_ids, job.end_id, _tokenizer(job.tokenizer), _code()]
+    names = [(file.name, file.path.stat().st_size) for file in files]
+    facts = [sha256, names, settings, job.stage, job.template, job.stop_ids, job.end_id, _tokenizer(job.tokenizer), _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

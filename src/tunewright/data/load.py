@@ -15,8 +15,9 @@ from tunewright.config.schema import DataConfig, SourceConfig
 from tunewright.data.account import SourceAccount, SourceReport
 from tunewright.data.columns import choose_layout
 from tunewright.data.examples import Place
+from tunewright.data.find import DataFile, find_named_files
 from tunewright.data.pack import Chunk
-from tunewright.data.read import find_file, read_rows
+from tunewright.data.read import read_files
 from tunewright.data.store import stores_root, write_aside
 
 LOOKED_AT = 1000  # rows from which the form of a source is decided
@@ -34,7 +35,7 @@ class Source:
     number: int
     key: str
     config: SourceConfig
-    files: list[Path]
+    files: list[DataFile]
     held_out: bool
 
 
@@ -45,22 +46,22 @@ def find_sources(data: DataConfig, base: Path) -> list[Source]:
     if isinstance(data.validation, SourceConfig):
         named.append(("data.validation", data.validation))
     return [
-        Source(number, key, source, [find_file(source, base, key)], number >= len(data.train))
+        Source(number, key, source, find_named_files(source, base, key), number >= len(data.train))
         for number, (key, source) in enumerate(named)
     ]
 
 
-def read_sources(sources: Sequence[Source], stage: str, base: Path) -> Iterator[SourceAccount | Chunk]:
+def read_sources(sources: Sequence[Source], stage: str) -> Iterator[SourceAccount | Chunk]:
     """For each source what is known from its first rows (no row counted yet), then its rows in chunks.
 
     A chunk holds rows of one file only. Raises UsageError.
     """
     for source in sources:
-        yield from _read_source(source, stage, base)
+        yield from _read_source(source, stage)
 
 
-def _read_source(source: Source, stage: str, base: Path) -> Iterator[SourceAccount | Chunk]:
-    rows = read_rows(source.config, base, source.key)
+def _read_source(source: Source, stage: str) -> Iterator[SourceAccount | Chunk]:
+    rows = read_files(source.files, source.config, source.key)
     head = list(islice(rows, LOOKED_AT))
     columns, lists = _columns([row for row, _ in head])
     layout = choose_layout(columns, lists, source.config, stage, source.key)
