@@ -92,9 +92,7 @@ def prepare_work(work: Path) -> dict[str, Any]:
     train = _in_memory(prepared.train)
     if not np.isin(train.weights, (0, 1)).all():
         raise UsageError("these rows weigh tokens by other numbers than 0 and 1, which the peers' labels cannot say")
-    sampler = Sampler(
-        len(train), config.train.batch_size, config.train.epochs, config.train.seed, config.train.max_steps
-    )
+    sampler = Sampler.over(prepared.train, config.train)
     order = np.array([sampler.step(step) for step in range(sampler.total_steps)])
 
     (work / "config.json").write_text(config.model_dump_json(), "utf-8")

@@ -75,7 +75,7 @@ def _no_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def steps(config: RunConfig, prepared: Prepared) -> list[list[Any]]:
     settings = config.train
-    sampler = Sampler(len(prepared.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+    sampler = Sampler.over(prepared.train, settings)
     return [[prepared.train[index] for index in sampler.step(step)] for step in range(sampler.total_steps)]
 
 

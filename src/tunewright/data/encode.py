@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.data.account import Dropped, Loaded, refuse_too_much
 from tunewright.data.examples import EncodedSet, Example
-from tunewright.data.find import DataFile
-from tunewright.data.load import find_sources, hash_files, read_sources
+from tunewright.data.load import Source, find_sources, hash_files, read_sources
 from tunewright.data.pack import Job
 from tunewright.data.stop import Failure, StopProof
 from tunewright.data.store import Store, open_store
@@ -27,6 +26,9 @@ from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Where the rows are is told by the sources; the rest is decided when the store is open.
+OUTSIDE = {"registry", "use", "hub", "train", "validation", "template", "drop_bad_rows"}
 
 
 @dataclass
@@ -70,14 +72,14 @@ def prepare(
     template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids)
     stops, end_id = _stop_ids(tokenizer, template, stop_ids)
     sources = find_sources(data, base)
-    files = [file for one in sources for file in one.files]
-    sha256 = hash_files([file.path for file in files])
+    sha256 = hash_files([file.path for one in sources for file in one.files])
     job = Job(data, stage, tokenizer, source, stops, end_id)
-    store = open_store(_key(job, files, sha256), read_sources(sources, stage), job)
+    store = open_store(_key(job, sources, sha256), read_sources(sources, stage), job)
     account = store.account
     refuse_too_much(account, data.max_length, data.drop_bad_rows)
     size = None if isinstance(data.validation, SourceConfig) else data.validation
-    train, validation = store.sides(store.held_out(size, config.train.seed))
+    held_out = store.held_out(size, config.train.seed)
+    train, validation = store.sides(held_out, [source.config for source in sources if not source.held_out])
     if not len(train):
         raise UsageError("no training example is left: all that could be used are held out; lower data.validation")
     prepared = Prepared(
@@ -134,13 +136,29 @@ def _stop_proof(store: Store) -> StopProof:
     return StopProof(ends.stretches, ends.failing, Failure(place, store.encoded(sequence), sequence, token))
 
 
-def _key(job: Job, files: Sequence[DataFile], sha256: str) -> str:
-    """The name of the store that holds what comes of these files: a hash of everything that decides it."""
-    settings = job.data.model_dump(mode="json", exclude={"template", "drop_bad_rows"})
-    if not isinstance(job.data.validation, SourceConfig):
-        del settings["validation"]  # what is held out is decided when the store is open
-    names = [(file.name, file.path.stat().st_size) for file in files]
-    facts = [sha256, names, settings, job.stage, job.template, job.stop_ids, job.end_id, _tokenizer(job.tokenizer), _code()]
+def _key(job: Job, sources: Sequence[Source], sha256: str) -> str:
+    """The name of the store that holds what comes of these sources: a hash of everything that decides it."""
+    settings = job.data.model_dump(mode="json", exclude=OUTSIDE)
+    # Names and sizes of files too: places name them, and their bytes are hashed one after another.
+    read = [
+        (
+            source.config.model_dump(mode="json", exclude={"weight", "num_samples"}),
+            source.held_out,
+            [(file.name, file.path.stat().st_size) for file in source.files],
+        )
+        for source in sources
+    ]
+    facts = [
+        sha256,
+        read,
+        settings,
+        job.stage,
+        job.template,
+        job.stop_ids,
+        job.end_id,
+        _tokenizer(job.tokenizer),
+        _code(),
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

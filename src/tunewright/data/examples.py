@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from tunewright.data.mix import Part
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -130,6 +132,11 @@ class EncodedSet(ABC):
     @abstractmethod
     def places(self) -> Sequence[Place]:
         """Where the row of each sequence stands."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Stretches of it that share an epoch by weights; all of it in one unless something else is wished."""
+        return (Part(len(self)),)
 
     @property
     @abstractmethod

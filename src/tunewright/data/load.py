@@ -13,14 +13,14 @@ from typing import Any
 
 from tunewright.config.schema import DataConfig, SourceConfig
 from tunewright.data.account import SourceAccount, SourceReport
-from tunewright.data.columns import choose_layout
+from tunewright.data.columns import SAMPLE, choose_layout
 from tunewright.data.examples import Place
 from tunewright.data.find import DataFile, find_named_files
 from tunewright.data.pack import Chunk
 from tunewright.data.read import read_files
+from tunewright.data.registry import expand_registry
 from tunewright.data.store import stores_root, write_aside
 
-LOOKED_AT = 1000  # rows from which the form of a source is decided
 CHUNK_ROWS = 1000
 CHUNK_VOLUME = 4 << 20  # characters
 MUCH = 32 << 20  # bytes; less is hashed in no time
@@ -41,12 +41,13 @@ class Source:
 
 def find_sources(data: DataConfig, base: Path) -> list[Source]:
     """All sources with their files, in order; relative paths start at `base`. Raises UsageError where one is not."""
-    keys = ["data.train"] if len(data.train) == 1 else [f"data.train.{index}" for index in range(len(data.train))]
-    named = list(zip(keys, data.train, strict=True))
+    training = expand_registry(data, base)
+    keys = ["data.train"] if len(training) == 1 else [f"data.train.{index}" for index in range(len(training))]
+    named = list(zip(keys, training, strict=True))
     if isinstance(data.validation, SourceConfig):
         named.append(("data.validation", data.validation))
     return [
-        Source(number, key, source, find_named_files(source, base, key), number >= len(data.train))
+        Source(number, key, source, find_named_files(source, base, key), number >= len(training))
         for number, (key, source) in enumerate(named)
     ]
 
@@ -62,9 +63,9 @@ def read_sources(sources: Sequence[Source], stage: str) -> Iterator[SourceAccoun
 
 def _read_source(source: Source, stage: str) -> Iterator[SourceAccount | Chunk]:
     rows = read_files(source.files, source.config, source.key)
-    head = list(islice(rows, LOOKED_AT))
-    columns, lists = _columns([row for row, _ in head])
-    layout = choose_layout(columns, lists, source.config, stage, source.key)
+    head = list(islice(rows, SAMPLE))
+    layout = choose_layout([row for row, _ in head], source.config, stage, source.key)
+    columns = dict.fromkeys(name for row, _ in head for name in row)
     used = set(layout.columns.values())
     report = SourceReport(
         path=source.config.path,
@@ -101,16 +102,6 @@ def _volume(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_volume, value.values()))
     return sum(map(_volume, value)) if isinstance(value, list) else 0
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """All column names in order of appearance, and those whose first value is a list."""
-    first: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.items():
-            if first.get(name) is None:
-                first[name] = value
-    return list(first), [name for name, value in first.items() if isinstance(value, list)]
 
 
 def hash_files(paths: Sequence[Path]) -> str:

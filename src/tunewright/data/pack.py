@@ -15,7 +15,7 @@ from tunewright.data.account import Dropped, Ends, Notes, count
 from tunewright.data.columns import Layout
 from tunewright.data.content import to_json
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, FlatSet, Place, Text
-from tunewright.data.formats import BadRow, read_example
+from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.split import content_hash
 from tunewright.data.stop import StopProof, prove_answers_stop, prove_documents_end
 from tunewright.data.template import ChatTemplate, EncodedDialog, Refused, special_spelling
@@ -126,7 +126,8 @@ class Packer:
         for line, row in zip(chunk.lines, chunk.rows, strict=True):
             place = Place(chunk.file, line)
             try:
-                examples.append(read_example(row, chunk.layout, self._job.data.system, place))
+                example = read_example(row, chunk.layout, self._job.data.system, place)
+                examples.append(for_stage(example, self._job.stage))
             except BadRow as reason:
                 count(bad, str(reason), place)
         return examples, bad

@@ -11,16 +11,30 @@ from functools import lru_cache
 
 import numpy as np
 
+from tunewright.config.schema import TrainConfig
+from tunewright.data.examples import EncodedSet
+from tunewright.data.mix import Part, epoch_order, epoch_size
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Order of training over `num_examples` examples for `epochs` passes, which may be fractional."""
+    """Order of training over `num_examples` examples for `epochs` passes, which may be fractional.
+
+    With `parts` an epoch takes from each as data/mix.py says, `num_examples` in all.
+    """
 
     num_examples: int
     batch_size: int
     epochs: float
     seed: int
     max_steps: int | None = None
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def over(cls, encoded: EncodedSet, settings: TrainConfig) -> "Sampler":
+        """The order in which a run with these settings trains on a set."""
+        counts = (epoch_size(encoded.parts), settings.batch_size, settings.epochs)
+        return cls(*counts, settings.seed, settings.max_steps, encoded.parts)
 
     @property
     def total_samples(self) -> int:
@@ -47,11 +61,11 @@ class Sampler:
         return min(step * self.batch_size, self.total_samples) / self.num_examples
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        return _shuffled(self.num_examples, self.seed, epoch)
+        return _order(self.parts or (Part(self.num_examples),), self.seed, epoch)
 
 
 @lru_cache(maxsize=2)  # a step may lie in two epochs; a million examples take long to shuffle
-def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+def _order(parts: tuple[Part, ...], seed: int, epoch: int) -> np.ndarray:
+    order = epoch_order(parts, seed, epoch)
     order.flags.writeable = False
     return order

@@ -24,9 +24,11 @@ from typing import TypeVar, overload
 import numpy as np
 from pydantic import TypeAdapter
 
+from tunewright.config.schema import SourceConfig
 from tunewright.data.account import SHOWN_PLACES, Account, SourceAccount, add_all
 from tunewright.data.content import from_json
 from tunewright.data.examples import Encoded, EncodedSet, Example, Place
+from tunewright.data.mix import Part
 from tunewright.data.pack import EXAMPLE, RUN, SEQUENCE, Chunk, Job, Pack
 from tunewright.data.split import hold_out, repeated
 from tunewright.data.workers import pack_all
@@ -107,20 +109,29 @@ class Store:
         """Examples of the training sources; those of a validation file come after them."""
         return int(np.searchsorted(self.examples["source"], _training_sources(self.account)))
 
-    def sides(self, held_out: np.ndarray) -> tuple["StoredSet", "StoredSet"]:
-        """Training and validation sequences, in the order of the files."""
+    def sides(self, held_out: np.ndarray, sources: Sequence[SourceConfig]) -> tuple["StoredSet", "StoredSet"]:
+        """Training and validation sequences, in the order of the files; the former mixed as `sources` say."""
         mask = np.zeros(len(self.examples), bool)
         mask[held_out] = True
         mask = mask[self.sequences["example"]]
-        return StoredSet(self, np.flatnonzero(~mask)), StoredSet(self, np.flatnonzero(mask))
+        train, validation = np.flatnonzero(~mask), np.flatnonzero(mask)
+        return StoredSet(self, train, self._parts(train, sources)), StoredSet(self, validation)
+
+    def _parts(self, train: np.ndarray, sources: Sequence[SourceConfig]) -> tuple[Part, ...]:
+        if all(source.weight == 1 and source.num_samples is None for source in sources):
+            return ()
+        owners = self.examples["source"][self.sequences["example"][train]]
+        sizes = np.bincount(owners, minlength=len(sources)).tolist()
+        return tuple(Part(size, source.weight, source.num_samples) for size, source in zip(sizes, sources, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSet(EncodedSet):
-    """Some sequences of a store, by their numbers `index` int64."""
+    """Some sequences of a store, by their numbers `index` int64; `mixed` says how sources share an epoch."""
 
     store: Store
     index: np.ndarray
+    mixed: tuple[Part, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -132,6 +143,10 @@ class StoredSet(EncodedSet):
     def lengths(self) -> np.ndarray:
         lengths: np.ndarray = np.diff(self.store.sequences["tokens_end"], prepend=0)[self.index]
         return lengths
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.mixed or (Part(len(self)),)
 
     @property
     def supervised_tokens(self) -> int:

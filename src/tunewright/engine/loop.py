@@ -69,7 +69,7 @@ class Training:
     def __post_init__(self) -> None:
         settings = self.config.train
         self.forest_model = ForestModel(self.model)
-        self.sampler = Sampler(len(self.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+        self.sampler = Sampler.over(self.train, settings)
         self.parameters = trainable(self.model)
         self.optimizer = AdamW(
             [parameter for _, parameter in self.parameters],

@@ -108,7 +108,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     dtype, reason = choose_dtype(config.model.dtype)
     model = _without_memory(config, folder, dtype)
     settings = config.train
-    sampler = Sampler(len(prepared.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
+    sampler = Sampler.over(prepared.train, settings)
     sampled = np.unique(np.linspace(0, sampler.total_steps - 1, LOOKED_AT).astype(int))
     steps = [[prepared.train[index] for index in sampler.step(int(step))] for step in sampled]
     tokens = [sum(len(one) for one in step) for step in steps]
