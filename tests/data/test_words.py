@@ -50,6 +50,9 @@ def same(made: Tokenizer, fast: WordTokenizer, texts: list[str]) -> None:
     ):
         assert mine.ids.tolist() == theirs.ids, text
         assert [tuple(pair) for pair in mine.offsets.tolist()] == theirs.offsets, text
+        assert [mine.char_to_token(i) for i in range(len(text) + 1)] == [
+            theirs.char_to_token(i) for i in range(len(text) + 1)
+        ], text
 
 
 # Often certain characters, in runs in which the patterns differ; sometimes any.

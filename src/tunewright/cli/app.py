@@ -36,7 +36,7 @@ VERBS = {
     "runs": Verb("runs", "runs", "List runs, newest first."),
     "show": Verb("show", "show", "Show a run's summary, or a recipe or config with every default filled in."),
     "data": Verb("data", "data", "Make data files: join two tables of questions and answers."),
-    "ls": Verb("ls", "ls", "List recipes, built-in models and data formats."),
+    "ls": Verb("ls", "ls", "List recipes, built-in models, chat templates and data formats."),
     "cp": Verb("cp", "cp", "Copy a recipe to a file of your own."),
     "doctor": Verb("doctor", "doctor", "Look at this machine and installation, and say what is missing."),
 }

@@ -37,8 +37,9 @@ class Prepared:
 
     All four are read from disk as they are looked at. `dropped` is everything left out, by the reader and here.
     `straddling` counts tokens that begin before an answer and end in it (masked), `spells_special` are the rows whose
-    text spells a special token. For pt an example stands once per window; `cut` are the rows that were shortened, or
-    for pt cut into several windows. `template` is None where raw text is learnt and the tokenizer has none.
+    text spells a special token, `cut` those that lost turns so that they fit, or for pt became several windows. For pt
+    an example stands once per window, for sft once per sequence its template needs (mostly one). `template` is None
+    where raw text is learnt and the tokenizer has none.
     """
 
     train: EncodedSet
@@ -68,8 +69,8 @@ def prepare(
     out and, unless `require_stop` is False (`check` shows the proof itself), data that cannot teach the model to stop.
     """
     data, stage = config.data, config.method.stage
-    source = template_source(tokenizer, data.template, base)
-    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids)
+    source = template_source(tokenizer, data.template, base, config.model.name, data.reasoning)
+    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids, data.reasoning)
     stops, end_id = _stop_ids(tokenizer, template, stop_ids)
     sources = find_sources(data, base)
     sha256 = hash_files([file.path for one in sources for file in one.files])

@@ -14,6 +14,7 @@ from tunewright.config.schema import DataConfig
 from tunewright.data.account import Dropped, Ends, Notes, count
 from tunewright.data.columns import Layout
 from tunewright.data.content import to_json
+from tunewright.data.cut import fit_many, longest
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, FlatSet, Place, Text
 from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.split import content_hash
@@ -78,7 +79,9 @@ class Packer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._template = None if job.stage == "pt" else ChatTemplate(job.tokenizer, job.template, job.stop_ids)
+        self._template = (
+            None if job.stage == "pt" else ChatTemplate(job.tokenizer, job.template, job.stop_ids, job.data.reasoning)
+        )
         self._stop_ids = job.stop_ids if self._template is None else self._template.stop_ids
         self._spelling = special_spelling(job.tokenizer)
 
@@ -132,11 +135,13 @@ class Packer:
                 count(bad, str(reason), place)
         return examples, bad
 
-    def _encode_texts(self, examples: Sequence[Example], notes: Notes) -> list[list[Encoded]]:
+    def _encode_texts(self, examples: Sequence[Example], notes: Notes) -> list[Sequence[Encoded]]:
         """The windows of each text."""
         texts = [example for example in examples if isinstance(example, Text)]
         words = [text.text for text in texts]
-        kept = list(encode_texts(words, self._job.tokenizer, self._job.end_id, self._job.data.max_length))
+        kept: list[Sequence[Encoded]] = list(
+            encode_texts(words, self._job.tokenizer, self._job.end_id, self._job.data.max_length)
+        )
         for text, windows in zip(texts, kept, strict=True):
             if len(windows) > 1:
                 notes.cut.add(text.place)
@@ -144,27 +149,29 @@ class Packer:
                 notes.spells_special.add(text.place)
         return kept
 
-    def _encode_dialogs(self, examples: Sequence[Example], notes: Notes) -> list[list[Encoded]]:
+    def _encode_dialogs(self, examples: Sequence[Example], notes: Notes) -> list[Sequence[Encoded]]:
         """The sequences of each dialog: none of one that can't be trained on."""
         assert self._template is not None
         dialogs = [example for example in examples if isinstance(example, Dialog)]
-        results = zip(dialogs, self._template.attempt_many(dialogs), strict=True)
-        return [self._keep(dialog, result, notes) for dialog, result in results]
+        results = fit_many(self._template, dialogs, self._job.data.max_length, self._job.data.too_long)
+        return [self._keep(dialog, result, notes) for dialog, result in zip(dialogs, results, strict=True)]
 
-    def _keep(self, dialog: Dialog, result: EncodedDialog | Refused, notes: Notes) -> list[Encoded]:
+    def _keep(self, dialog: Dialog, result: EncodedDialog | Refused, notes: Notes) -> Sequence[Encoded]:
         if isinstance(result, Refused):
             notes.refuse(result.reason, dialog.place)
             return []
-        length, limit = len(result.encoded), self._job.data.max_length
+        length, limit = longest(result), self._job.data.max_length
         notes.measure(length, dialog.place)
-        if length > limit or not result.encoded.weights.any():
+        if length > limit or not any(sequence.weights.any() for sequence in result.sequences):
             reason = f"longer than data.max_length = {limit}" if length > limit else "no token of it is trained"
             notes.leave_out(reason, dialog.place)
             return []
         notes.straddling += result.straddling
         if result.spells_special:
             notes.spells_special.add(dialog.place)
-        return [result.encoded]
+        if result.cut:
+            notes.cut.add(dialog.place)
+        return result.sequences
 
     def _prove(self, flat: FlatSet, owners: np.ndarray) -> StopProof:
         """The stop proof, over the very arrays that go into the store."""

@@ -50,10 +50,23 @@ Cut = Callable[[str], list[str]]  # the words of a text without added tokens
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Of one text: `ids` int32 [n] and the characters that each stands for, `offsets` int64 [n, 2]."""
+    """Of one text: `ids` int32 [n] and the characters that each stands for, `offsets` int64 [n, 2].
+
+    The methods are those of tokenizers' `Encoding`.
+    """
 
     ids: np.ndarray
     offsets: np.ndarray
+
+    def char_to_token(self, position: int) -> int | None:
+        """The first token that stands for a character, None where there is none."""
+        token = int(np.searchsorted(self.offsets[:, 1], position, side="right"))
+        return token if token < len(self.ids) and self.offsets[token, 0] <= position else None
+
+    def token_to_chars(self, token: int) -> tuple[int, int]:
+        """The characters [begin, end) that a token stands for."""
+        begin, end = self.offsets[token].tolist()
+        return begin, end
 
 
 class WordTokenizer:
