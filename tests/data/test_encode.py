@@ -124,7 +124,7 @@ def test_long_dialogs_are_cut_between_turns_and_told(tmp_path: Path) -> None:
     rows = [*({**row, "history": []} for row in ROWS), {"instruction": "And 9?", "output": "Nine.", "history": history}]
     prepared = prepare(config(tmp_path, rows, max_length=100, validation=None), CHATML, [], tmp_path)
     assert not prepared.dropped
-    assert len(prepared.cut_dialogs) == 1
+    assert prepared.cut.count == 1
     assert prepared.train.lengths.max() <= 100
     dropped = prepare(config(tmp_path, rows, max_length=100, too_long="drop"), CHATML, [], tmp_path).dropped
     assert [(item.reason, item.count) for item in dropped] == [("longer than data.max_length = 100", 1)]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tunewright.config.schema import ColumnsConfig, DataConfig, SourceConfig, TagsConfig
+from tests.tokenizers import tiny_tokenizer
+from tunewright.config.schema import ColumnsConfig, DataConfig, RunConfig, SourceConfig, TagsConfig
+from tunewright.data.encode import prepare
 from tunewright.data.examples import Dialog, Message
-from tunewright.data.load import load_examples
 from tunewright.data.registry import expand_registry
 from tunewright.errors import UsageError
 
@@ -187,8 +188,9 @@ def test_sets_are_trained_on(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     data = DataConfig(registry="dataset_info.json", use=list(entries), validation=None, drop_bad_rows=True)
-    loaded = load_examples(data, "sft", 1, tmp_path)
-    assert [example.messages for example in loaded.train if isinstance(example, Dialog)] == [
+    run = RunConfig(model={"name": "tiny"}, data=data)
+    loaded = prepare(run, tiny_tokenizer(), [], tmp_path)
+    assert [example.messages for example in loaded.train_examples if isinstance(example, Dialog)] == [
         (Message("user", "q1"), Message("assistant", "a1")),
         (Message("user", "q2"), Message("assistant", "a2")),
         (Message("system", "s"), Message("user", "q3"), Message("assistant", "good")),

@@ -134,6 +134,11 @@ class EncodedSet(ABC):
         """Where the row of each sequence stands."""
 
     @property
+    def rows(self) -> np.ndarray:
+        """Of each sequence the number of the row it comes from, int64 [len]; a row may give several, one by one."""
+        return np.arange(len(self))
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Stretches of it that share an epoch by weights; all of it in one unless something else is wished."""
         return (Part(len(self)),)

@@ -145,6 +145,11 @@ class StoredSet(EncodedSet):
         return lengths
 
     @property
+    def rows(self) -> np.ndarray:
+        rows: np.ndarray = self.store.sequences["example"][self.index]
+        return rows
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         return self.mixed or (Part(len(self)),)
 
