@@ -99,7 +99,7 @@ def test_dialogs_a_template_rewrites_stand_once_per_sequence(tmp_path: Path) -> 
     assert len(prepared.train) == len(prepared.train_examples) == 42
     both = [i for i, example in enumerate(prepared.train_examples) if len(example.messages) == 4]  # type: ignore[union-attr]  # all dialogs
     assert [decoded(CHATML, prepared.train[i], trained=True) for i in both] == [
-        "<think>x</think>y<|im_end|>",
+        "<think>\nx\n</think>\n\ny<|im_end|>",
         "c<|im_end|>",
     ]
 

@@ -35,6 +35,10 @@ OTHERS += "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff5e"
 _SAFE = re.compile(f"[{LETTERS}{NUMBERS}{SPACES}{OTHERS}]*")
 _TAIL = rf"[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
 _GPT2 = rf"'(?:s|t|re|ve|m|ll|d)| ?[{LETTERS}]+| ?[{NUMBERS}]+| ?[^{SPACES}{LETTERS}{NUMBERS}]+|{_TAIL}"
+_DIGITS = (  # digits one by one, then GPT-2's pattern on what lies between: a digit ends it like the end of the text
+    rf"[{NUMBERS}]|'(?:s|t|re|ve|m|ll|d)| ?[{LETTERS}]+| ?[^{SPACES}{LETTERS}{NUMBERS}]+"
+    rf"|[{SPACES}]+(?![^{SPACES}{NUMBERS}])|[{SPACES}]+"
+)
 _LLAMA3 = (
     rf"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n{LETTERS}{NUMBERS}]?[{LETTERS}]+|[{NUMBERS}]{{1,3}}"
     rf"| ?[^{SPACES}{LETTERS}{NUMBERS}]+[\r\n]*|[{SPACES}]*[\r\n]+|{_TAIL}"
@@ -188,7 +192,7 @@ def _cutter(state: dict[str, Any]) -> Cut | None:
             {"type": "Digits", "individual_digits": True},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         ]:
-            return _single_digits(re.compile(_GPT2).findall)
+            return re.compile(_DIGITS).findall
         case [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
@@ -205,17 +209,3 @@ def _trims_by_position(state: dict[str, Any]) -> bool:
         for stage in last.get("processors", [last])
         if stage
     )
-
-
-def _single_digits(cut: Cut) -> Cut:
-    """Digits one by one, and what lies between them cut on its own."""
-    digits = re.compile(f"([{NUMBERS}])")
-
-    def cut_between(text: str) -> list[str]:
-        words: list[str] = []
-        for index, part in enumerate(digits.split(text)):
-            if part:
-                words += [part] if index % 2 else cut(part)
-        return words
-
-    return cut_between
