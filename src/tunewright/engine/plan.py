@@ -21,7 +21,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared
 from tunewright.data.examples import Encoded
 from tunewright.data.sampler import Sampler
-from tunewright.engine.activations import saved_bytes_per_token
+from tunewright.engine.activations import step_memory
 from tunewright.engine.tunings import Tuned, trainable, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
@@ -31,6 +31,7 @@ from tunewright.forest.model import plain_model
 from tunewright.forest.proof import cannot_follow
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
+from tunewright.models.fused import fuse_blocks
 
 # Python, torch, transformers and their threads, before any weight: resident bytes seen on Linux.
 PROCESS_BYTES = 700 * 2**20
@@ -207,6 +208,7 @@ def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> Tune
     model.tie_weights()
     if not model.is_backend_compatible():
         raise cannot_follow(settings.model_type, "they bring attention code, or other layers, of their own")
+    fuse_blocks(model)
     if config.method.tuning == "full":
         return model
     return add_lora(model, config.lora, config.train.seed)

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from tunewright.config.schema import RunConfig
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.models.adapters import add_lora, load_adapter
-from tunewright.models.fused_mlp import fuse_feed_forward
-from tunewright.models.fused_norm import fuse_norms
+from tunewright.models.fused import fuse_blocks
 from tunewright.models.load import load_model, quiet
 
 Tuned = PreTrainedModel | PeftModel
@@ -32,8 +31,7 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     tuning = config.method.tuning
     source = weights / "model" if weights is not None and tuning == "full" else folder
     model = load_model(source, weights_dtype(tuning, compute), FOREST_ATTENTION)
-    fuse_norms(model)
-    fuse_feed_forward(model)
+    fuse_blocks(model)
     if torch.cuda.is_available():
         nn.Module.cuda(model)
     if tuning == "full":
