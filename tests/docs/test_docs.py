@@ -9,14 +9,12 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import openpyxl
 import pytest
-import torch
 
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.cli.app import main
@@ -24,6 +22,8 @@ from tunewright.config.load import load_config
 from tunewright.config.schema import DataConfig
 from tunewright.data.load import load_examples
 from tunewright.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("guide.md", "config.md", "how-it-works.md")
@@ -61,14 +61,6 @@ def sections(page: Path) -> list[str]:
     """The level of every heading, in order; a heading that is a key stands for itself."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     return [m[1] + (m[2] if m[2].startswith("`") else "") for m in re.finditer(r"^(#+) (.*)$", text, re.M)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

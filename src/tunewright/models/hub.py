@@ -21,9 +21,7 @@ def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> t
     to the user, RunError when the network fails and there is no copy.
     """
     from huggingface_hub import constants, errors, snapshot_download
-
-    # hub versions stand on different HTTP libraries (httpx, httpx2) and import this name from theirs
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, from httpx or httpx2
 
     where = f"{name}{f' at {revision}' if revision else ''}"
 

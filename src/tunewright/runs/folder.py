@@ -19,6 +19,7 @@ import orjson
 from tunewright.config.load import PROVENANCE, load_config, read_yaml, to_yaml
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.errors import RunError, UsageError
+from tunewright.files import write_atomic
 
 State = Literal["running", "done", "failed", "interrupted"]
 LOG_TAIL = 5  # lines of the log shown for a run that died
@@ -276,20 +277,6 @@ def free_folder(path: Path) -> Path:
 
 
 # Files
-
-
-def write_atomic(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write aside in the same folder, then rename; `durable` also waits until the disk has it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
