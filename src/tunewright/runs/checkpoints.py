@@ -30,12 +30,14 @@ class Checkpoint:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All verified checkpoints, newest first."""
-    found = []
-    for path in folder.glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdigit() and fault(path) is None:
-            found.append(Checkpoint(path, int(number)))
-    return sorted(found, key=lambda checkpoint: -checkpoint.step)
+    return [Checkpoint(path, step) for step, path in step_folders(folder).items() if fault(path) is None]
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Folders `step-N` by their N, newest first, sound or not."""
+    names = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*") if path.is_dir())
+    found = {int(number): path for number, path in names if number.isdecimal()}
+    return dict(sorted(found.items(), reverse=True))
 
 
 def fault(path: Path) -> str | None:
