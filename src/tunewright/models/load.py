@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"{folder}: the tokenizer cannot be read ({_first_line(error)})") from error
+        raise UsageError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(
             f"{folder}: only a slow tokenizer ({type(tokenizer).__name__}) is there; "
@@ -61,7 +61,7 @@ def load_model(folder: Path, dtype: "torch.dtype", attention: str | None = None)
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+        raise UsageError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     model: PreTrainedModel
     model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
@@ -124,5 +124,6 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> Any:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def first_line(error: Exception) -> str:
+    """What an error of another package says, without the advice that follows."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
