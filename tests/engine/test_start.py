@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from safetensors.torch import load_file
 
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
-from tunewright.engine import plan
 from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted, UsageError
 from tunewright.evaluate.answers import Question, Reply
 from tunewright.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("no_probe")
 
 STEPS = 5
 
@@ -42,14 +42,6 @@ class Acts(Silent):
 
     def say(self, line: str) -> None:
         self._reached(line)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_probe() -> Iterator[None]:
-    """Measuring the machine takes a second on one core, and decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "probe_rate", lambda dtype: 1e11)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
-from tunewright.engine.checkpoint import Checkpoint, checkpoints, fault
 from tunewright.engine.loop import Training, fingerprint
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
 from tunewright.engine.signals import StopRequest, catch_stop_signals
-from tunewright.engine.tunings import Tuned, load_for_training, write_weights
+from tunewright.engine.tunings import Tuned, load_for_training, require_forest, write_weights
 from tunewright.engine.watch import Logged, Watcher
 from tunewright.errors import Interrupted, TunewrightError, UsageError
 from tunewright.evaluate.answers import ask, fixed_questions
@@ -33,6 +32,7 @@ from tunewright.forest.proof import prove_forest
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.load import eos_ids, load_tokenizer
 from tunewright.models.resolve import ModelFolder, resolve_model
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
 from tunewright.runs.folder import RunFolder, State, check_output, choose_output
 from tunewright.runs.provenance import collect
 
@@ -55,6 +55,7 @@ def make_ready(config: RunConfig, base: Path) -> Ready:
     model = resolve_model(config.model, base)
     tokenizer = load_tokenizer(model.path)
     prepared = prepare(config, tokenizer, eos_ids(model.path, tokenizer), base)
+    require_forest(model.path)
     plan = plan_training(config, model.path, prepared)
     # What was chosen for this machine is written down, so that the run is the same wherever it goes on.
     settled = config.model_copy(deep=True)
