@@ -20,7 +20,6 @@ from tunewright.engine.tunings import Tuned, trainable
 from tunewright.forest.build import Forest
 from tunewright.forest.model import ForestModel, plain_model
 
-
 # Of a deep model this many equal layers are walked through, and the rest follow from them.
 FEW, MORE = 2, 4
 
@@ -93,9 +92,7 @@ def _extrapolated(few: StepMemory, more: StepMemory, layers: int) -> StepMemory:
     def line(low: int, high: int) -> int:
         return low + (high - low) * (layers - FEW) // (MORE - FEW)
 
-    return StepMemory(
-        line(few.kept, more.kept), line(few.forward, more.forward), line(few.backward, more.backward)
-    )
+    return StepMemory(line(few.kept, more.kept), line(few.forward, more.forward), line(few.backward, more.backward))
 
 
 def _forget_gradient(parameter: Tensor) -> None:
@@ -106,7 +103,7 @@ class _Ledger(TorchDispatchMode):
     """Counts the bytes of all storages that operations make and that are still referred to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
         self.live = 0
         self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()

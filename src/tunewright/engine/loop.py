@@ -62,6 +62,7 @@ class Training:
     train: EncodedSet
     validation: EncodedSet
     forest_tokens: int
+    planned_bytes: int
     compute_dtype: torch.dtype
     data_fingerprint: str
     processes: Processes
@@ -103,6 +104,8 @@ class Training:
             self._require_finite(result)
             rate = self._update()
             self.step += 1
+            if memory_bytes() > self.planned_bytes:
+                give_back_free_memory()
             self.seconds += time.perf_counter() - began
             record = self._record(result, rate, time.perf_counter() - began)
             if self.step % self.config.evaluate_steps == 0 or self.step == total:

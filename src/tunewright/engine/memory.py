@@ -68,10 +68,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_free_memory() -> None:
-    """Let glibc return freed memory to the system once, after work that is not repeated soon.
+    """Let glibc return freed memory to the system once.
 
     Steps differ in size, and glibc keeps the gaps that they leave: with nothing leaking, a run was seen to grow by
-    2 GiB in a hundred steps that way.
+    2 GiB in a hundred steps that way. What is given back must be fetched anew, so this is for when it matters.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

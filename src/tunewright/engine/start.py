@@ -21,7 +21,7 @@ from tunewright.engine.loop import Training, fingerprint
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
 from tunewright.engine.signals import StopRequest, catch_stop_signals
-from tunewright.engine.tunings import Tuned, load_for_training, require_forest, write_weights
+from tunewright.engine.tunings import Tuned, load_for_training, write_weights
 from tunewright.engine.watch import Logged, Watcher
 from tunewright.errors import Interrupted, TunewrightError, UsageError
 from tunewright.evaluate.answers import ask, fixed_questions
@@ -55,7 +55,6 @@ def make_ready(config: RunConfig, base: Path) -> Ready:
     model = resolve_model(config.model, base)
     tokenizer = load_tokenizer(model.path)
     prepared = prepare(config, tokenizer, eos_ids(model.path, tokenizer), base)
-    require_forest(model.path)
     plan = plan_training(config, model.path, prepared)
     # What was chosen for this machine is written down, so that the run is the same wherever it goes on.
     settled = config.model_copy(deep=True)
@@ -171,6 +170,7 @@ def _assemble(
         train=prepared.train,
         validation=prepared.validation,
         forest_tokens=config.train.forest_tokens or ready.plan.forest_tokens,
+        planned_bytes=ready.plan.peak_bytes,
         compute_dtype=dtype,
         data_fingerprint=fingerprint([prepared.train, prepared.validation]),
         processes=processes,
