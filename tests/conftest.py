@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Settings of all tests, and fixtures that modules ask for by `pytest.mark.usefixtures`."""
 
 import os
 from collections.abc import Iterator
@@ -22,4 +22,25 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (own / "models").symlink_to(models)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "TUNEWRIGHT_CACHE", str(own))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As processes with OMP_NUM_THREADS=1 have it: the number of threads may change the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def no_probe() -> Iterator[None]:
+    """Measuring the machine takes a second on one core, and decides nothing in a test."""
+    from tunewright.engine import plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "probe_rate", lambda dtype: 1e11)
         yield
