@@ -285,7 +285,6 @@ def _as_config(settings: dict[str, Any], work: Path) -> dict[str, Any]:
         "lora": {"rank": 8, "alpha": 32, "dropout": 0.0, "target": "all-linear"},
         "train": {
             "batch_size": batch_size,
-            "epochs": steps * batch_size,  # enough for any number of rows; max_steps ends it
             "max_steps": steps,
             "learning_rate": settings["learning_rate"],
             "schedule": "constant",

@@ -62,6 +62,7 @@ def make_training(
         train=train,
         validation=tiny_set(1, 10),
         forest_tokens=forest_tokens,
+        planned_bytes=2**40,
         compute_dtype=next(model.parameters()).dtype,
         data_fingerprint=fingerprint([train]),
         processes=Processes(),

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.tokenizers import tiny_tokenizer
+from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
 from tunewright.engine.tunings import write_weights
 from tunewright.models.adapters import add_lora
@@ -17,25 +16,8 @@ SYSTEM = 'You keep a "lighthouse".\n你是守灯塔的人。 {{ no }} {% jinja %
 
 def tiny_folder(folder: Path, style: str = "qwen2", dtype: torch.dtype = torch.bfloat16) -> Path:
     """A saved model whose next token depends strongly on what came before, so that wrong prompts show."""
-    tokenizer = tiny_tokenizer(style)
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-        )
-        LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    return folder
+    tied = {"initializer_range": 0.2, "bos_token_id": None, "tie_word_embeddings": True}
+    return save_tiny(tiny_tokenizer(style), folder, dtype=dtype, **tied)
 
 
 def tiny_run(

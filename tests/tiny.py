@@ -1,14 +1,22 @@
 """Tiny random models and sequences for tests of the forest and the loop."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -34,19 +42,29 @@ _SHAPE = {
 }
 
 
-def tiny_config(family: str) -> PreTrainedConfig:
-    configs = {
-        "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=True),
-        "qwen2": lambda: Qwen2Config(**_SHAPE),
-        "qwen3": lambda: Qwen3Config(**_SHAPE),
-        "mistral-window": lambda: MistralConfig(**_SHAPE, sliding_window=5),
-        "mixtral": lambda: MixtralConfig(
-            **_SHAPE, num_local_experts=4, num_experts_per_tok=2, experts_implementation="eager"
-        ),
-        "gemma2": lambda: Gemma2Config(**_SHAPE, sliding_window=4),
-        "gemma3": lambda: Gemma3TextConfig(**_SHAPE, sliding_window=4),
-    }
-    return configs[family]()
+_FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {}),
+    "mistral-window": (MistralConfig, {"sliding_window": 5}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "eager"}),
+    "gemma2": (Gemma2Config, {"sliding_window": 4}),
+    "gemma3": (Gemma3TextConfig, {"sliding_window": 4}),
+    "phi3": (Phi3Config, {}),
+    "glm4": (Glm4Config, {}),
+    "olmo2": (Olmo2Config, {}),
+    "falcon": (FalconConfig, {}),
+    "bloom": (BloomConfig, {"n_layer": 2, "n_head": 4}),
+    "gpt2": (GPT2Config, {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.0}),
+}
+
+
+def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
+    kind, own = _FAMILIES[family]
+    settings = {**_SHAPE, **own, **changes}
+    if family == "falcon":
+        del settings["head_dim"]  # it follows from the rest there, and cannot be said
+    return kind(**settings)
 
 
 class WideRMSNorm(torch.nn.Module):

@@ -7,10 +7,13 @@ save_tiny(tokenizer, tmp_path)           # a model folder as far as the tokenize
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tests.tiny import tiny_config
 
 SENTENCES = [
     "The lighthouse keeper writes every ship into her book before the fog comes down.",
@@ -99,23 +102,20 @@ def tiny_tokenizer(style: str = "chatml", chat_template: str | None = None) -> P
     return tokenizer
 
 
-def save_tiny(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    """Write the tokenizer, and a llama of random weights small enough for tests; returns the folder."""
+def save_tiny(
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    **shape: Any,
+) -> Path:
+    """Write the tokenizer, and a model of random weights small enough for tests; returns the folder."""
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    config = tiny_config(family, **{"vocab_size": len(tokenizer), "tie_word_embeddings": False, **ids, **shape})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     return folder
 
 

@@ -70,7 +70,8 @@ def test_stop_gives_up_when_nothing_moves(tunewright, run: RunFolder, stubborn: 
     assert done.code == 1
     assert done.err == (
         f"error: {run.path}: process {stubborn.pid} was asked to stop and shows no progress since 1 s; "
-        f"`kill -9 {stubborn.pid}` ends it, `tunewright resume {run.path}` goes on from the last checkpoint\n"
+        f"`kill -9 {stubborn.pid}` ends it, `tunewright resume {run.path}` then goes on from "
+        "the newest sound checkpoint, or from the beginning if there is none\n"
     )
     assert stubborn.poll() is None, "stop asks; it does not kill"
 

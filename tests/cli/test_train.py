@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from tests.cli.conftest import Command
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.cli.app import main
 from tunewright.config.load import load_config
-from tunewright.engine import plan
-from tunewright.engine.checkpoint import fault
+from tunewright.runs.checkpoints import fault
 from tunewright.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_probe")
 
 STEPS = 6
 SMALL = (
@@ -39,23 +39,6 @@ SMALL = (
 )
 TIMES = {"seconds", "step_seconds", "samples_per_second", "tokens_per_second", "memory_bytes", "peak_memory_bytes"}
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the processes started here have it: the number of threads may change the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_probe() -> Iterator[None]:
-    """Measuring the machine takes a second on one core, and decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "probe_rate", lambda dtype: 1e11)
-        yield
 
 
 @pytest.fixture(scope="module")

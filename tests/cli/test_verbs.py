@@ -9,7 +9,7 @@ import pytest
 from tests.runs.test_folder import make_run
 from tunewright.cli.doctor import packages_found
 from tunewright.cli.ls import FORMATS
-from tunewright.cli.output import cells, duration, print_table
+from tunewright.cli.output import cells, print_table
 from tunewright.config.load import load_config
 from tunewright.config.schema import SourceConfig
 from tunewright.recipes import FOLDER, recipe_names
@@ -183,8 +183,3 @@ def test_tables_line_up_with_chinese_and_leave_empty_columns_out(capsys: pytest.
     print_table(["name", "note", "n"], [["甄嬛", "", "1"], ["abc", "", "22"]])
     assert capsys.readouterr().out == "name  n\n甄嬛  1\nabc   22\n"
     assert cells("甄嬛。") == 6
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(7.6, "8 s"), (250, "4 min 10 s"), (7500, "2 h 5 min")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -50,10 +50,13 @@ def test_order_does_not_change_between_versions() -> None:
 
 
 @given(SIZES, BATCHES, st.integers(1, 30))
-def test_max_steps_ends_early_and_changes_no_step(examples: int, batch: int, most: int) -> None:
-    whole, short = Sampler(examples, batch, 3, 1), Sampler(examples, batch, 3, 1, max_steps=most)
-    assert short.total_steps == min(most, whole.total_steps)
-    assert line(short) == line(whole)[: short.total_steps * batch]
+def test_max_steps_decides_alone_and_changes_no_step(examples: int, batch: int, steps: int) -> None:
+    """Fewer steps than the epochs give, or more: whole steps of the same endless line."""
+    set_, endless = Sampler(examples, batch, 0.5, 1, max_steps=steps), Sampler(examples, batch, 600, 1)
+    assert set_.total_steps == steps
+    assert line(set_) == [index for step in range(steps) for index in endless.step(step)]
+    assert {len(set_.step(step)) for step in range(steps)} == {batch}
+    assert set_.epoch_of(steps) == steps * batch / examples
 
 
 @given(SIZES, BATCHES)

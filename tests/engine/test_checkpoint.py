@@ -14,9 +14,6 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from tunewright.engine.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    fault,
     keep_newest,
     load_random_state,
     optimizer_tensors,
@@ -26,6 +23,7 @@ from tunewright.engine.checkpoint import (
     save_checkpoint,
 )
 from tunewright.errors import RunError
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
 
 Named = list[tuple[str, Tensor]]
 
@@ -159,11 +157,13 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_half(tmp_path: Path)
         write_weights(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match=r"step-2: No space left on device. .*`tunewright resume`") as caught:
+    with pytest.raises(RunError, match=r"step-2: No space .* go on from step-1 with `tunewright resume`") as caught:
         save_checkpoint(tmp_path, 2, full, *trained(), {})
     assert caught.value.exit_code == 1
     assert names(tmp_path) == ["step-1"]
     assert checkpoints(tmp_path) == [earlier]
+    with pytest.raises(RunError, match="go on from the beginning with"):
+        save_checkpoint(tmp_path / "new", 2, full, *trained(), {})
 
 
 @contextmanager

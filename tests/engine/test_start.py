@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from safetensors.torch import load_file
 
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
-from tunewright.engine import plan
 from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted, UsageError
 from tunewright.evaluate.answers import Question, Reply
 from tunewright.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("no_probe")
 
 STEPS = 5
 
@@ -44,14 +44,6 @@ class Acts(Silent):
         self._reached(line)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_probe() -> Iterator[None]:
-    """Measuring the machine takes a second on one core, and decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "probe_rate", lambda dtype: 1e11)
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and data."""
@@ -62,13 +54,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(base: Path, output: Path, tuning: str = "lora") -> RunConfig:
+def config(base: Path, output: Path, tuning: str = "lora", **train: Any) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {"name": str(base / "model"), "dtype": "float32"},
             "data": {"train": str(base / "questions.jsonl"), "validation": 3},
             "method": {"tuning": tuning},
-            "train": {"batch_size": 4, "max_steps": STEPS, "save_steps": 2, "learning_rate": 0.01},
+            "train": {"batch_size": 4, "max_steps": STEPS, "save_steps": 2, "learning_rate": 0.01, **train},
             "samples": {"max_new_tokens": 3},
             "evaluate": {"prompts": 2, "max_new_tokens": 3},
             "output": str(output),
@@ -176,6 +168,23 @@ def test_full_tuning_resumes_too(base: Path, tmp_path: Path) -> None:
     expected = load_file(uninterrupted.model_path / "model.safetensors")
     actual = load_file(run.model_path / "model.safetensors")
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def test_max_steps_go_beyond_the_epochs_and_resume_to_the_same_bits(base: Path, tmp_path: Path) -> None:
+    """Plan, status, progress and schedule all count max_steps; 9 steps of 4 are more than the 27 examples."""
+    more = {"epochs": 0.5, "max_steps": 9, "warmup": 0.0, "schedule": "linear"}
+    ready = make_ready(config(base, tmp_path / "whole", **more), base)
+    assert ready.plan.steps == 9
+    whole = start(ready, "a test", Silent())
+    steps = whole.metrics()[1:]
+    assert [record["step"] for record in steps] == list(range(1, 10))
+    assert {record["samples"] for record in steps} == {4}
+    assert [record["learning_rate"] for record in steps] == pytest.approx([0.01 * (9 - n) / 9 for n in range(9)])
+    assert steps[-1]["epoch"] == pytest.approx(36 / 27)
+    assert (whole.status()["step"], whole.status()["total_steps"]) == (9, 9)
+    with pytest.raises(Interrupted, match="after step 7 of 9"):
+        start(make_ready(config(base, tmp_path / "run", **more), base), "a test", Acts("step 7", ask_to_stop))
+    assert_same_end(resume(RunFolder.open(tmp_path / "run"), Silent()), whole)
 
 
 def test_a_running_run_is_not_resumed(base: Path, whole: RunFolder, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from tunewright.evaluate.evaluation import Evaluation, Material
 from tunewright.evaluate.metrics import LossMetrics
 from tunewright.evaluate.report import (
     build_report,
-    duration,
     render_markdown,
     summarise_training,
     table_rows,
@@ -204,7 +203,3 @@ def test_losses_of_a_short_run_are_means_over_a_quarter_of_it() -> None:
     summary = summarise_training([metric(step, float(step)) for step in range(1, 9)])
     assert (summary["first_loss"], summary["last_loss"]) == (1.5, 7.5)
     assert summarise_training([metric(1, 3.0)])["first_loss"] == 3.0
-
-
-def test_duration() -> None:
-    assert [duration(s) for s in (7.4, 185, 7620)] == ["7 s", "3 min 05 s", "2 h 07 min"]

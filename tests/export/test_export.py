@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.folders import SYSTEM, tiny_folder, tiny_run
+from tunewright.chat.partner import open_partner
 from tunewright.data.examples import Message
 from tunewright.data.template import ChatTemplate
 from tunewright.errors import RunError, UsageError
@@ -78,6 +79,28 @@ def test_generation_config_and_shards(tmp_path: Path, model: Path) -> None:
     assert 7 in config["eos_token_id"]
     assert (config["do_sample"], config["temperature"], config["top_p"]) == (True, 0.6, 0.8)
     assert sum(name.endswith(".safetensors") for name in done.files) > 2
+
+
+def test_makers_sampling_flags_that_do_not_fit_together_break_nothing(tmp_path: Path) -> None:
+    """As in models published with a temperature and no sampling, which transformers does not save."""
+    model = tiny_folder(tmp_path / "model")
+    path = model / "generation_config.json"
+    habits = {"do_sample": False, "temperature": 0.6, "top_k": 20, "typical_p": 0.5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **habits}))
+    for tuning in ("lora", "full"):
+        run = tiny_run(tmp_path / tuning, model, tuning)
+        export_model(run, tmp_path / f"{tuning}-out")
+        written = GenerationConfig.from_pretrained(tmp_path / f"{tuning}-out")
+        written.validate(strict=True)
+        assert (written.do_sample, written.temperature, written.top_p, written.top_k) == (True, 0.6, 0.8, None)
+
+
+def test_a_greedy_run_stays_greedy(tmp_path: Path, model: Path) -> None:
+    run = tiny_run(tmp_path / "run", model)
+    run.config.chat.temperature = 0
+    export_model(run, tmp_path / "out")
+    GenerationConfig.from_pretrained(tmp_path / "out").validate(strict=True)
+    assert open_partner(str(tmp_path / "out")).sampling.temperature == 0
 
 
 def test_remote_code_marks_are_removed(tmp_path: Path) -> None:

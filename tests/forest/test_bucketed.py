@@ -29,7 +29,7 @@ def both(forest: Forest, tensors: list[Tensor], window: int | None) -> tuple[lis
     )
     results = []
     for out in (
-        bucketed_attention(*tensors, layout.buckets(window), SCALE),
+        bucketed_attention(*tensors, layout.buckets(window, tensors[0].dtype), SCALE),
         reference_attention(*tensors, layout, SCALE, window),
     ):
         gradients = torch.autograd.grad(out, tensors, upstream.to(out.dtype))
@@ -42,7 +42,7 @@ def both(forest: Forest, tensors: list[Tensor], window: int | None) -> tuple[lis
 def test_gradcheck(heads: int, key_heads: int, window: int | None) -> None:
     sequences = [encoded(ids, [1.0] * len(ids)) for ids in ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 4, 4], [8, 8])]
     forest = build_forest(sequences)
-    buckets = ForestLayout(forest, CPU, "cpu").buckets(window)
+    buckets = ForestLayout(forest, CPU, "cpu").buckets(window, torch.float64)
     tensors = inputs(forest, heads, key_heads, 2, torch.float64)
     assert torch.autograd.gradcheck(lambda *each: bucketed_attention(*each, buckets, SCALE), tensors)
 
@@ -68,7 +68,7 @@ def test_equals_the_reference_in_the_types_of_training(dtype: torch.dtype, limit
 def test_one_token_sees_itself_alone() -> None:
     forest = build_forest([encoded([5], [1.0])])
     query, key, value = inputs(forest, 4, 2, 8, torch.float32)
-    out = bucketed_attention(query, key, value, ForestLayout(forest, CPU, "cpu").buckets(), SCALE)
+    out = bucketed_attention(query, key, value, ForestLayout(forest, CPU, "cpu").buckets(None, query.dtype), SCALE)
     assert torch.allclose(out, value.repeat_interleave(2, dim=0).transpose(0, 1))
 
 

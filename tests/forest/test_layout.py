@@ -1,5 +1,8 @@
 """Buckets of the `cpu` backend hold what the dense mask shows, every row once."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,14 @@ import torch
 from tests.tiny import VOCABULARY, encoded, random_sequences
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import Forest, build_forest
-from tunewright.forest.layout import BLOCK_ROWS, PADDING_LIMIT, ForestLayout
+from tunewright.forest.layout import (
+    BLOCK_ROWS,
+    BUCKET_COST,
+    KEY_MULTIPLE,
+    QUERY_MULTIPLE,
+    ForestLayout,
+    _group_by_shape,
+)
 
 WINDOWS = [None, 1, 3, 200]
 
@@ -45,7 +55,7 @@ def test_dense_mask_is_the_path_to_the_root(window: int | None) -> None:
 def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | None) -> None:
     for forest in forests():
         layout = ForestLayout(forest, torch.device("cpu"), "cpu")
-        buckets = layout.buckets(window)
+        buckets = layout.buckets(window, torch.float32)
         expected = layout.dense_mask(window)
         seen = torch.zeros_like(expected)
         times = torch.zeros(len(forest), dtype=torch.int64)
@@ -71,14 +81,25 @@ def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | 
         assert bool((real[buckets.inverse] == 1).all())
 
 
-def test_padding_stays_within_its_limit() -> None:
-    for forest in forests():
-        for bucket in ForestLayout(forest, torch.device("cpu"), "cpu").buckets().buckets:
-            queries = bucket.query_real.sum(dim=1)
-            # Real keys of a block: those its last query sees.
-            keys = (bucket.bias[:, 0, 0, -1] == 0).sum(dim=-1)
-            padded = bucket.query_rows.numel() * bucket.key_rows.shape[1]
-            assert padded <= PADDING_LIMIT * float((queries * keys).sum()) + 1e-6
+def test_no_other_grouping_costs_less() -> None:
+    """Against every way to cut the shapes, in order of their keys, into stretches."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        shapes = [(int(q), int(k)) for q, k in zip(rng.integers(1, 60, 7), rng.integers(1, 900, 7), strict=True)]
+        ordered = sorted(shapes, key=lambda shape: (shape[1], shape[0]))
+        cuts = itertools.chain.from_iterable(itertools.combinations(range(1, 7), count) for count in range(7))
+        cheapest = min(
+            sum(padded_cost(ordered[begin:end]) for begin, end in itertools.pairwise([0, *cut, 7])) for cut in cuts
+        )
+        groups = _group_by_shape(shapes)
+        assert sorted(itertools.chain(*groups)) == list(range(7))
+        assert sum(padded_cost([shapes[index] for index in group]) for group in groups) == cheapest
+
+
+def padded_cost(shapes: list[tuple[int, int]]) -> int:
+    queries = math.ceil(max(q for q, _ in shapes) / QUERY_MULTIPLE) * QUERY_MULTIPLE
+    keys = math.ceil(max(k for _, k in shapes) / KEY_MULTIPLE) * KEY_MULTIPLE
+    return BUCKET_COST + len(shapes) * queries * keys
 
 
 def test_edges_are_sorted_by_row_and_read_loss_rows() -> None:
@@ -102,6 +123,6 @@ def test_edges_are_sorted_by_row_and_read_loss_rows() -> None:
 
 def test_masks_and_buckets_are_built_once_per_window() -> None:
     layout = ForestLayout(build_forest(random_sequences(1)), torch.device("cpu"), "cpu")
-    assert layout.buckets(3) is layout.buckets(3)
-    assert layout.buckets(3) is not layout.buckets(None)
+    assert layout.buckets(3, torch.float32) is layout.buckets(3, torch.float32)
+    assert layout.buckets(3, torch.float32) is not layout.buckets(None, torch.float32)
     assert layout.dense_mask(3) is layout.dense_mask(3)

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from tests.engine_setup import make_training, run_config, tiny_tuned
 from tunewright.config.schema import RunConfig
-from tunewright.engine.checkpoint import Checkpoint, checkpoints, fault
 from tunewright.engine.loop import Training
 from tunewright.engine.signals import StopRequest
 from tunewright.engine.tunings import Tuned, trainable
 from tunewright.errors import Interrupted, RunError
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
 
 TIMES = {"seconds", "step_seconds", "samples_per_second", "tokens_per_second", "memory_bytes", "peak_memory_bytes"}
 
@@ -24,7 +24,7 @@ def resumed_model(config: RunConfig, checkpoint: Checkpoint) -> Tuned:
         from tunewright.models.adapters import load_adapter
 
         plain = run_config("full")
-        return load_adapter(tiny_tuned(plain), checkpoint.path / "adapter", trainable=True)  # type: ignore[arg-type]
+        return load_adapter(tiny_tuned(plain), checkpoint.path / "adapter", trainable=True)  # type: ignore[arg-type]  # full tuning gives a plain model
     model = tiny_tuned(config)
     model.load_state_dict(load_file(checkpoint.path / "model" / "model.safetensors"), strict=False)
     return model
@@ -47,7 +47,7 @@ def stop_at(training: Training, step: int, forests: int = 0) -> None:
                 stop.signal_name = "SIGTERM"
         return weighted_nll(forest)
 
-    training.forest_model.weighted_nll = counted  # type: ignore[method-assign]
+    training.forest_model.weighted_nll = counted  # type: ignore[method-assign]  # the place to stop at
     with pytest.raises(Interrupted, match="tunewright resume"):
         training.fit(stop)
 
@@ -116,12 +116,25 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
         other.restore(checkpoints(tmp_path / "checkpoints")[0])
 
 
+def test_a_failure_names_the_checkpoint_there_is(tmp_path: Path) -> None:
+    config = run_config()
+    training = make_training(tmp_path, config, tiny_tuned(config))
+    weighted_nll = training.forest_model.weighted_nll
+
+    def fails_at_the_tenth(forest: Any) -> torch.Tensor:
+        return weighted_nll(forest) * (float("nan") if training.step == 9 else 1.0)
+
+    training.forest_model.weighted_nll = fails_at_the_tenth  # type: ignore[method-assign]  # a fault to be caught
+    with pytest.raises(RunError, match=r"step 10: .* the newest sound checkpoint is .*step-7\."):
+        training.fit(StopRequest())
+
+
 def test_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
     config = run_config()
     training = make_training(tmp_path, config, tiny_tuned(config))
     before = [parameter.clone() for _, parameter in training.parameters]
     weighted_nll = training.forest_model.weighted_nll
-    training.forest_model.weighted_nll = lambda forest: weighted_nll(forest) * float("nan")  # type: ignore[method-assign]
-    with pytest.raises(RunError, match=r"step 1: the loss is nan .* made-up.jsonl:"):
+    training.forest_model.weighted_nll = lambda forest: weighted_nll(forest) * float("nan")  # type: ignore[method-assign]  # a fault
+    with pytest.raises(RunError, match=r"step 1: the loss is nan .* no checkpoint was written yet.* made-up.jsonl:"):
         training.fit(StopRequest())
     assert all(torch.equal(old, new) for old, (_, new) in zip(before, training.parameters, strict=True))

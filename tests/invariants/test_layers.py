@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "tunewright"
 
 # The arrows of the design from the bottom up: a room imports rooms of its own row and of the rows before it.
 ROWS = [
-    {"errors", "recipes", ""},  # "" is the package itself: __version__
+    {"errors", "files", "recipes", "units", ""},  # "" is the package itself: __version__
     {"config"},
     {"data", "models", "forest", "objectives"},
     {"runs", "engine", "evaluate", "chat", "export"},

@@ -11,9 +11,9 @@ import pytest
 from tests.models.gguf_file import write_gguf
 from tunewright.config.schema import ModelConfig
 from tunewright.errors import RunError
+from tunewright.files import sha256_of
 from tunewright.models import resolve
 from tunewright.models.builtin import BUILTIN, BuiltinModel, builtin_folder
-from tunewright.models.cache import sha256_of
 from tunewright.models.load import load_tokenizer
 from tunewright.models.resolve import resolve_model
 

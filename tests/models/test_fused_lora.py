@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.tiny import tiny_model
 from tunewright.config.schema import LoraConfig
 from tunewright.models.adapters import add_lora, load_adapter
-from tunewright.models.fused_lora import FusedLoraLinear, _LoraLinear
+from tunewright.models.fused_lora import FusedLoraLinear, together
 
 WIDE, NARROW = 24, 10
 
@@ -84,16 +84,36 @@ def test_bfloat16_is_within_its_rounding_of_float32() -> None:
         assert distance(ours[name], tensor) < 2 * distance(theirs[name], tensor) + 2**-8, name
 
 
-def test_gradcheck() -> None:
-    _, fused = layers(torch.float64)
-    weight, bias = fused.base_layer.weight, fused.base_layer.bias
-    down, up = fused.lora_A["default"].weight, fused.lora_B["default"].weight
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradcheck(count: int) -> None:
+    fused = [layers(torch.float64)[1] for _ in range(count)]
+    adapters = [p for layer in fused for p in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
     x = sample(3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, *_: together(fused, x), (x, *adapters))
 
-    def forward(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        return _LoraLinear.apply(x, weight, bias, down, up, 1.5)
 
-    assert torch.autograd.gradcheck(forward, (x, down, up))
+@pytest.mark.parametrize("reason", [None, "disabled"])
+def test_together_is_each_alone(reason: str | None) -> None:
+    """Of layers with different ranks and widths; also where one of them steps aside."""
+    torch.manual_seed(0)
+    alone = [layers(torch.float64, bias)[1] for bias in (True, False)]
+    config = peft.LoraConfig(r=3, lora_alpha=1, init_lora_weights=False)
+    alone.append(FusedLoraLinear(nn.Linear(WIDE, 5).requires_grad_(False), "default", config=config, r=3, lora_alpha=1))
+    alone[2].to(torch.float64)
+    if reason == "disabled":
+        alone[1].enable_adapters(False)
+    x = sample(6, dtype=torch.float64)
+
+    def gradients(outputs: tuple[Tensor, ...], x: Tensor) -> list[Tensor | None]:
+        parameters = [p for layer in alone for p in layer.parameters() if p.requires_grad]
+        return list(torch.autograd.grad(sum(out.sin().sum() for out in outputs), [x, *parameters], allow_unused=True))
+
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = tuple(layer(one) for layer in alone)
+    actual = together(alone, other)
+    for ours, theirs in zip([*actual, *gradients(actual, other)], [*expected, *gradients(expected, one)], strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_frozen_input_gets_no_gradient_and_adapters_do() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from tunewright.config.load import load_config
 from tunewright.errors import RunError, UsageError
-from tunewright.runs.folder import RunFolder, append_line, check_output, choose_output, read_lines, write_atomic
+from tunewright.files import write_atomic
+from tunewright.runs.folder import RunFolder, append_line, check_output, choose_output, read_lines
 from tunewright.runs.index import list_runs, summarise
 from tunewright.runs.provenance import collect
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewright.config.schema import ChatConfig, ModelConfig
 from tunewright.data.template import ChatTemplate
-from tunewright.engine.checkpoint import fault
 from tunewright.errors import UsageError
 from tunewright.models.adapters import load_adapter
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.generate import Answer, stream
-from tunewright.models.load import eos_ids, load_model, load_tokenizer
+from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
 from tunewright.models.resolve import resolve_model
+from tunewright.runs.checkpoints import fault
 from tunewright.runs.folder import RunFolder, is_run
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Partner:
             return self.model, self.model.disable_adapter()
         if self.base_folder is None:
             raise UsageError(f"{self.name} was not tuned here: there is no base to compare with")
-        base = self._base or _on_device(load_model(self.base_folder, self.model.dtype))
+        base = self._base or on_device(load_model(self.base_folder, self.model.dtype))
         self._base = base
         return base, nullcontext()
 
@@ -137,7 +137,7 @@ def _open_run(run: RunFolder, checkpoint: str | None) -> Partner:
     dtype, _ = choose_dtype(run.config.model.dtype)
     return Partner(
         name=f"{run.path}, {which}",
-        model=_on_device(load_tuned(run, weights, dtype)),
+        model=on_device(load_tuned(run, weights, dtype)),
         tokenizer=tokenizer,
         template=template,
         stop_ids=run.stop_ids,
@@ -154,7 +154,7 @@ def _open_model(target: str) -> Partner:
     dtype, _ = choose_dtype("auto")
     return Partner(
         name=folder.name,
-        model=_on_device(load_model(folder.path, dtype)),
+        model=on_device(load_model(folder.path, dtype)),
         tokenizer=tokenizer,
         template=template,
         stop_ids=template.stop_ids,
@@ -167,15 +167,6 @@ def _own_sampling(folder: Path) -> ChatConfig:
     """Temperature and top_p that the model's makers (or `tunewright export`) recommend, else our defaults."""
     path = folder / "generation_config.json"
     stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stated.get("do_sample") is False:
+        return ChatConfig(temperature=0)
     return ChatConfig(**{key: stated[key] for key in ("temperature", "top_p") if stated.get(key) is not None})
-
-
-def _on_device(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
-    import torch
-
-    movable: Any = model  # transformers' wrapper around to() hides its signature from type checkers
-    if torch.cuda.is_available():
-        movable.to("cuda")
-    elif torch.backends.mps.is_available():
-        movable.to("mps")
-    return model

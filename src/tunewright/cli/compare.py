@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewright.cli.output import duration, gigabytes, number, print_json, print_table
+from tunewright.cli.output import number, print_json, print_table
 from tunewright.errors import UsageError
+from tunewright.units import duration, gib
 
 if TYPE_CHECKING:
     from tunewright.evaluate.comparison import RunResult
@@ -60,7 +61,7 @@ def _rows(results: "list[RunResult]") -> list[list[str]]:
         ["training time", *("" if result.seconds is None else duration(result.seconds) for result in results)],
         [
             "peak memory",
-            *("" if result.peak_memory_bytes is None else gigabytes(result.peak_memory_bytes) for result in results),
+            *("" if result.peak_memory_bytes is None else gib(result.peak_memory_bytes) for result in results),
         ],
     ]
     return [*settings, *(row for row in outcome if any(row[1:]))]

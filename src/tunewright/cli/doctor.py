@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunewright.cli.output import gigabytes, print_json, print_table
+from tunewright.cli.output import print_json, print_table
+from tunewright.engine.memory import available_memory, total_memory
+from tunewright.units import gib
 
 GIB = 2**30
 
@@ -88,7 +90,7 @@ def torch_found() -> Iterator[Finding]:
 
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        yield Finding(f"gpu {index}", "ok", f"{device.name}, {gigabytes(device.total_memory)}")
+        yield Finding(f"gpu {index}", "ok", f"{device.name}, {gib(device.total_memory)}")
     if not torch.cuda.is_available():
         apple = torch.backends.mps.is_available()
         yield Finding(
@@ -107,25 +109,18 @@ def usable_cores() -> int:
 
 
 def memory_found() -> Finding:
-    """Free memory, with the limit of the container if it is lower than the machine's."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
-        total = min(total, int(limit.read_text()))
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    """Free memory, within the container's limit where it has one."""
+    free, total = available_memory(), total_memory()
     little = free < 2 * GIB
     hint = "; the built-in model needs about 2 GiB, `tunewright check` says what yours needs" if little else ""
-    return Finding("memory", "note" if little else "ok", f"{gigabytes(free)} free of {gigabytes(total)}{hint}")
+    return Finding("memory", "note" if little else "ok", f"{gib(free)} free of {gib(total)}{hint}")
 
 
 def disk_found(name: str, folder: Path, enough: int, purpose: str) -> Finding:
     """Free space on the disk of a folder."""
     free = shutil.disk_usage(folder).free
-    hint = "" if free >= enough else f"; {purpose} may need {gigabytes(enough)}"
-    return Finding(name, "note" if hint else "ok", f"{gigabytes(free)} free in {folder}{hint}")
+    hint = "" if free >= enough else f"; {purpose} may need {gib(enough)}"
+    return Finding(name, "note" if hint else "ok", f"{gib(free)} free in {folder}{hint}")
 
 
 def cache_found() -> Finding:

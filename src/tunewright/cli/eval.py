@@ -62,12 +62,11 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None
         data_facts,
         evaluate_both,
         evaluate_run,
-        on_device,
         require_same_data,
         run_facts,
     )
     from tunewright.models.dtype import choose_dtype
-    from tunewright.models.load import load_tokenizer
+    from tunewright.models.load import load_tokenizer, on_device
 
     weights, which = weights_folder(run, checkpoint)
     config = _on_data(load_config(run.config_path, overrides), data)
@@ -92,9 +91,8 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     from tunewright.data.encode import prepare
     from tunewright.evaluate.evaluation import evaluate_model
     from tunewright.evaluate.report import summary_line
-    from tunewright.evaluate.run import on_device
     from tunewright.models.dtype import choose_dtype
-    from tunewright.models.load import eos_ids, load_model, load_tokenizer
+    from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
     from tunewright.models.resolve import resolve_model
 
     given = {"model": {"name": name}, "data": {"train": str(data)}}

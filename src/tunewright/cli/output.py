@@ -1,4 +1,4 @@
-"""Plain tables, JSON and times for verbs: the same in a terminal, a log and a pipe."""
+"""Plain tables, JSON and moments for verbs: the same in a terminal, a log and a pipe."""
 
 import time
 from collections.abc import Sequence
@@ -36,18 +36,3 @@ def number(value: float | None, digits: int = 3) -> str:
 def moment(seconds: float | None) -> str:
     """Local date and minute of a time in seconds since 1970, empty for None."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `4 min 10 s` or `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def gigabytes(amount: float) -> str:
-    """Bytes as GiB with one decimal."""
-    return f"{amount / 2**30:.1f} GiB"

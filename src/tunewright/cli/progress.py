@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from tunewright.cli.output import duration, gigabytes
+from tunewright.units import duration, gib
 
 if TYPE_CHECKING:
     from tunewright.evaluate.answers import Question, Reply
@@ -91,7 +91,7 @@ class Progress:
         left = (self._total - record["step"]) * (self._seconds or 0.0)
         return (
             f"loss {self._loss:.3f}  {record['samples_per_second']:.1f} samples/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {gigabytes(record['memory_bytes'])}  {duration(left)} left"
+            f"{record['tokens_per_second']:,.0f} tokens/s  {gib(record['memory_bytes'])}  {duration(left)} left"
         )
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tunewright.cli.output import duration, moment, number, print_json, print_table
+from tunewright.cli.output import moment, number, print_json, print_table
+from tunewright.units import duration
 
 
 def show(

@@ -53,7 +53,8 @@ def wait_for_end(run: RunFolder, status: dict[str, Any], patience: float) -> Non
         elif time.monotonic() - since > patience:
             raise RunError(
                 f"{run.path}: process {status['pid']} was asked to stop and shows no progress since {patience:g} s; "
-                f"`kill -9 {status['pid']}` ends it, `tunewright resume {run.path}` goes on from the last checkpoint"
+                f"`kill -9 {status['pid']}` ends it, `tunewright resume {run.path}` then goes on from "
+                "the newest sound checkpoint, or from the beginning if there is none"
             )
 
 

@@ -187,7 +187,7 @@ class TrainConfig(Section):
     batch_size: int = Field(16, ge=1, description="Examples per optimizer step, over all devices.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Stop after this many steps, whatever epochs says."
+        None, description="Train for this many steps, whatever epochs says."
     )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Peak learning rate; null takes 2e-4 for lora and 2e-5 for full."

@@ -18,8 +18,15 @@ from torch.optim import AdamW
 from tunewright.config.schema import RunConfig
 from tunewright.data.examples import EncodedSet
 from tunewright.data.sampler import Sampler
-from tunewright.engine import checkpoint as checkpoints
-from tunewright.engine.memory import give_back_free_memory, memory_bytes, peak_memory_bytes
+from tunewright.engine.checkpoint import (
+    keep_newest,
+    load_random_state,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+    save_checkpoint,
+)
+from tunewright.engine.memory import give_back_free_memory, keep_freed_memory, memory_bytes, peak_memory_bytes
 from tunewright.engine.processes import Processes
 from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
@@ -29,10 +36,8 @@ from tunewright.forest.build import build_forest, group_by_budget, split_over_pr
 from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
+from tunewright.runs.checkpoints import Checkpoint, checkpoints
 from tunewright.runs.folder import RunFolder
-
-# Steps between two returns of free memory to the system.
-TRIM_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Training:
     train: EncodedSet
     validation: EncodedSet
     forest_tokens: int
+    planned_bytes: int
     compute_dtype: torch.dtype
     data_fingerprint: str
     processes: Processes
@@ -83,27 +89,29 @@ class Training:
 
     def fit(self, stop: StopRequest) -> None:
         """Train to the last step. Raises Interrupted after writing a checkpoint, RunError on a non-finite step."""
+        keep_freed_memory()
         total = self.sampler.total_steps
         if self.step == 0:
             torch.manual_seed(self.config.train.seed)
             self._report_start()
         while self.step < total:
             began = time.perf_counter()
-            before = checkpoints.random_state()
+            before = random_state()
             result = self.compute_gradients(self.step, stop)
             if result is None:
-                checkpoints.restore_random_state(before)
+                restore_random_state(before)
                 raise self._leave(stop)
             self._require_finite(result)
             rate = self._update()
             self.step += 1
-            if self.step % TRIM_EVERY == 0:
+            if memory_bytes() > self.planned_bytes:
                 give_back_free_memory()
             self.seconds += time.perf_counter() - began
             record = self._record(result, rate, time.perf_counter() - began)
             if self.step % self.config.evaluate_steps == 0 or self.step == total:
                 record |= self._validate()
                 self.on_sample(self.step)
+                give_back_free_memory()
             self._publish(record)
             if self.step % self.config.train.save_steps == 0 or self.step == total:
                 self.save()
@@ -153,7 +161,7 @@ class Training:
         self.processes.wait()
         if self.processes.is_main:
             folder = self.run.checkpoints_path
-            checkpoints.save_checkpoint(
+            save_checkpoint(
                 folder,
                 self.step,
                 lambda path: write_weights(self.model, path),
@@ -161,10 +169,10 @@ class Training:
                 self.optimizer,
                 {"seconds": self.seconds, "data_fingerprint": self.data_fingerprint},
             )
-            checkpoints.keep_newest(folder, self.config.train.keep_checkpoints)
+            keep_newest(folder, self.config.train.keep_checkpoints)
         self.processes.wait()
 
-    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint whose weights the model already has."""
         state = checkpoint.state()
         if state["data_fingerprint"] != self.data_fingerprint:
@@ -173,8 +181,8 @@ class Training:
                 "run can't go on as it began. Put the data back as it was, or start a new run."
             )
         self.step, self.seconds = checkpoint.step, state["seconds"]
-        checkpoints.restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
-        checkpoints.restore_random_state(checkpoints.load_random_state(checkpoint.path))
+        restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
+        restore_random_state(load_random_state(checkpoint.path))
         if self.processes.is_main:
             # Before the first step the untrained model is measured, and will be again.
             self.run.rewind(self.step or -1)
@@ -194,9 +202,13 @@ class Training:
         places = sorted({str(self.train.places[index]) for index in self.sampler.step(self.step)})
         raise RunError(
             f"step {self.step + 1}: the loss is {result.loss:g} and the gradient norm {result.grad_norm:g}, so "
-            "training stopped before the update; the last checkpoint is sound. Lower train.learning_rate, or set "
+            f"training stopped before the update; {self._what_is_safe()}. Lower train.learning_rate, or set "
             f"model.dtype to float32. The step's examples: {', '.join(places[:8])}{' …' if len(places) > 8 else ''}"
         )
+
+    def _what_is_safe(self) -> str:
+        sound = checkpoints(self.run.checkpoints_path)
+        return f"the newest sound checkpoint is {sound[0].path}" if sound else "no checkpoint was written yet"
 
     def _update(self) -> float:
         settings = self.config.train
@@ -249,7 +261,7 @@ class Training:
 
     def _leave(self, stop: StopRequest) -> Interrupted:
         """Make sure that the finished steps are in a checkpoint; what to raise then."""
-        if not any(found.step == self.step for found in checkpoints.checkpoints(self.run.checkpoints_path)):
+        if not any(found.step == self.step for found in checkpoints(self.run.checkpoints_path)):
             self.save()
         name = stop.signal_name or "another process"
         return Interrupted(

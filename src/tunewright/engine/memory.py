@@ -1,18 +1,27 @@
-"""What this process holds of the machine's memory, and giving back what it no longer uses."""
+"""What this process holds of the machine's memory and may still take, and giving back what it no longer uses."""
 
 import ctypes
 import platform
 import re
 import resource
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
-import torch
+
+# Where Linux says which control groups a process is in, and what they are allowed.
+_PROCESS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def memory_bytes() -> int:
     """What this process holds now: memory of the GPU where training uses one, else resident memory."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
@@ -20,6 +29,8 @@ def memory_bytes() -> int:
 
 def peak_memory_bytes() -> int:
     """The most that this process has held."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -32,11 +43,66 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def give_back_free_memory() -> None:
-    """Let glibc return freed memory to the system.
+def available_memory(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
+    """Bytes that this process may still take: what is free on the machine, and within every container limit on it."""
+    free = [limit - used for limit, used in _group_limits(process, groups)]
+    return max(0, min([int(psutil.virtual_memory().available), *free]))
 
-    Steps differ in size, and glibc keeps the gaps that they leave: on a CPU a run was seen to grow by 2 GiB in a
-    hundred steps that way, with nothing leaking. Other systems' allocators do this by themselves.
+
+def total_memory(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
+    """Bytes of the machine, or of the container where its limit is lower."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _group_limits(process, groups))])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, from now on.
+
+    By default it returns large blocks to the system at once, and each step then waits for fresh zeroed pages for all
+    its activations: up to a second on two cores. Other systems' allocators keep it anyway.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def give_back_free_memory() -> None:
+    """Let glibc return freed memory to the system once.
+
+    Steps differ in size, and glibc keeps the gaps that they leave: with nothing leaking, a run was seen to grow by
+    2 GiB in a hundred steps that way. What is given back must be fetched anew, so this is for when it matters.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _group_limits(process: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """(limit, use) in bytes of every control group (version 1 or 2) above this process that has a memory limit.
+
+    File pages do not count as used: the kernel takes them back before it kills. A container that sees only its own
+    part of the tree finds its limit at the mount's root, whatever path the kernel names, so all parents are tried.
+    """
+    for line in process.read_text().splitlines() if process.is_file() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            root, limit_name, used_name, prefix = groups, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, limit_name, used_name = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for part in (inner, *inner.parents):
+            folder = root / part
+            if ".." in part.parts or not (folder / limit_name).is_file():
+                continue
+            limit = (folder / limit_name).read_text().strip()
+            if limit.isdecimal():  # else "max"
+                used = int((folder / used_name).read_text())
+                yield int(limit), used - _file_pages(folder / "memory.stat", prefix)
+
+
+def _file_pages(stat: Path, prefix: str) -> int:
+    found = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat.read_text(), re.MULTILINE)
+    return sum(map(int, found))

@@ -1,7 +1,7 @@
 """The plan: predicted memory and time of a run, made from config and data before any weight is loaded.
 
-Weights, adapters and optimizer states are counted on a model without memory (torch's meta device), and so are the
-tensors that a forward pass saves for its backward (`activations.py`). Time is
+Weights, adapters and optimizer states are counted on a model without memory (torch's meta device), and so is what the
+largest step holds on its way forward and back (`activations.py`). Time is
 the matrix products' floor at a rate probed on this machine, times what a step was seen to cost beyond it.
 """
 
@@ -12,25 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared
-from tunewright.data.examples import Encoded
+from tunewright.data.examples import Encoded, EncodedSet
 from tunewright.data.sampler import Sampler
-from tunewright.engine.activations import saved_bytes_per_token
-from tunewright.engine.tunings import Tuned, trainable, weights_dtype
+from tunewright.engine.activations import step_memory
+from tunewright.engine.memory import available_memory
+from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.head import CHUNK_BYTES
 from tunewright.forest.model import plain_model
-from tunewright.forest.proof import cannot_follow
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
+from tunewright.models.fused import fuse_blocks
+from tunewright.units import duration, gib
 
 # Python, torch, transformers and their threads, before any weight: resident bytes seen on Linux.
 PROCESS_BYTES = 700 * 2**20
@@ -38,7 +39,7 @@ PROCESS_BYTES = 700 * 2**20
 USABLE = 0.85
 # A step costs this many times its matrix products' floor (benchmarks/results has the measurement).
 STEP_OVER_FLOOR = 2.0
-# Steps looked at for the number of distinct tokens.
+# Steps looked at for the number of distinct tokens: so many of the largest, and so many over the whole run.
 LOOKED_AT = 16
 
 
@@ -109,30 +110,35 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     model = _without_memory(config, folder, dtype)
     settings = config.train
     sampler = Sampler(len(prepared.train), settings.batch_size, settings.epochs, settings.seed, settings.max_steps)
-    sampled = np.unique(np.linspace(0, sampler.total_steps - 1, LOOKED_AT).astype(int))
-    steps = [[prepared.train[index] for index in sampler.step(int(step))] for step in sampled]
-    tokens = [sum(len(one) for one in step) for step in steps]
+    lengths = prepared.train.lengths
+    totals = sampler.step_totals(lengths)
+    spread = np.unique(np.linspace(0, sampler.total_steps - 1, LOOKED_AT).astype(int))
+    steps = [[prepared.train[index] for index in sampler.step(int(step))] for step in spread]
     distinct = [distinct_tokens(step) for step in steps]
+    largest = _largest_step(prepared.train, sampler, totals)
+    most = distinct_tokens(largest)
 
     parameters, trained = _sizes(model)
     weights = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
     # Trained weights come with a gradient and AdamW's two moments, all of their own type.
     state = sum(4 * parameter.nbytes for _, parameter in trainable(model))
     autocast = dtype if dtype != weights_dtype(config.method.tuning, dtype) else None
-    temporary = _temporary_bytes(model, autocast)
-    per_token = saved_bytes_per_token(model, autocast)
+    head = _head_bytes(model, autocast)
+    flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
+    memory = step_memory(model, build_forest(largest), autocast)  # the last use of `model`
+    per_token = memory.kept / most
+    temporary = max(head + memory.forward - memory.kept, memory.backward - memory.kept)
     available = available_bytes()
     room = USABLE * available - PROCESS_BYTES - weights - state - temporary
-    longest = int(prepared.train.lengths.max())
-    forest_tokens = settings.forest_tokens or int(min(room / per_token, max(distinct) * 1.25 + longest))
+    longest = int(lengths.max())
+    forest_tokens = settings.forest_tokens or int(min(room / per_token, most * 1.25 + longest))
     if forest_tokens < longest:
         if settings.forest_tokens is None:
             _refuse(config, PROCESS_BYTES + weights + state + temporary, per_token, longest, available)
         forest_tokens = longest
-    at_once = min(forest_tokens, max(distinct))
+    at_once = min(forest_tokens, most)
 
     rate = probe_rate(dtype)
-    flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
     step_seconds = STEP_OVER_FLOOR * flops / rate
     return Plan(
         device=_device_name(),
@@ -141,7 +147,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
         parameters=parameters,
         trainable_parameters=trained,
         steps=sampler.total_steps,
-        tokens_per_step=float(np.mean(tokens)),
+        tokens_per_step=float(totals.mean()),
         distinct_tokens_per_step=float(np.mean(distinct)),
         forest_tokens=forest_tokens,
         forests_per_step=max(1.0, float(np.mean(distinct)) / forest_tokens),
@@ -164,7 +170,7 @@ def available_bytes() -> int:
         return torch.cuda.mem_get_info()[0]
     # What torchrun and accelerate launch call the number of processes on this machine.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(psutil.virtual_memory().available) // sharing
+    return available_memory() // sharing
 
 
 def probe_rate(dtype: torch.dtype) -> float:
@@ -180,33 +186,15 @@ def probe_rate(dtype: torch.dtype) -> float:
     return 2 * rows * inner * outer / min(seconds)
 
 
-def gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """For example `2 h 05 min`, `12 min`, `40 s`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> Tuned:
     """The model to be trained, with shapes and types but no storage."""
-    settings = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    if rate := settings.to_dict().get("attention_dropout"):
-        raise UsageError(
-            f"{folder / 'config.json'} sets attention_dropout to {rate}, which is not defined on a token forest; set "
-            "it to 0 there. Answers do not depend on it"
-        )
+    settings = require_forest(folder)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             settings, dtype=weights_dtype(config.method.tuning, dtype), attn_implementation=FOREST_ATTENTION
         )
     model.tie_weights()
-    if not model.is_backend_compatible():
-        raise cannot_follow(settings.model_type, "they bring attention code, or other layers, of their own")
+    fuse_blocks(model)
     if config.method.tuning == "full":
         return model
     return add_lora(model, config.lora, config.train.seed)
@@ -219,11 +207,19 @@ def _sizes(model: Tuned) -> tuple[int, int]:
     return (everything if model is plain_model(model) else everything - trained), trained
 
 
-def _temporary_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
-    """Logits of a chunk with their gradient and exponentials, the largest gradient twice, and narrowed weights."""
-    gradient = max(parameter.nbytes for _, parameter in trainable(model))  # the head's is made in the forward
+def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> list[Encoded]:
+    """The step with the most distinct tokens among those with the most tokens."""
+    longest = np.argsort(totals, kind="stable")[-LOOKED_AT:]
+    steps = [[train[index] for index in sampler.step(int(step))] for step in longest]
+    return max(steps, key=distinct_tokens)
+
+
+def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
+    """Logits of a chunk twice and their narrow form, the head's gradient where it is trained, and narrowed weights."""
+    head = plain_model(model).get_output_embeddings().weight
+    gradient = head.numel() * 4 if head.requires_grad else 0  # made in the forward
     linears = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    return 3 * CHUNK_BYTES + 64 * 2**20 + gradient + (0 if autocast is None else autocast.itemsize * linears)
+    return 3 * CHUNK_BYTES + gradient + (0 if autocast is None else autocast.itemsize * linears)
 
 
 def _step_flops(model: Tuned, tokens: float, loss_rows: float) -> float:

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
-from tunewright.engine.checkpoint import Checkpoint, checkpoints, fault
 from tunewright.engine.loop import Training, fingerprint
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
@@ -33,6 +32,7 @@ from tunewright.forest.proof import prove_forest
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.load import eos_ids, load_tokenizer
 from tunewright.models.resolve import ModelFolder, resolve_model
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
 from tunewright.runs.folder import RunFolder, State, check_output, choose_output
 from tunewright.runs.provenance import collect
 
@@ -170,6 +170,7 @@ def _assemble(
         train=prepared.train,
         validation=prepared.validation,
         forest_tokens=config.train.forest_tokens or ready.plan.forest_tokens,
+        planned_bytes=ready.plan.peak_bytes,
         compute_dtype=dtype,
         data_fingerprint=fingerprint([prepared.train, prepared.validation]),
         processes=processes,

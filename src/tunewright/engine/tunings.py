@@ -5,23 +5,57 @@ and, where bfloat16 is fast, computes in it by autocast, so that small updates a
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from tunewright.config.schema import RunConfig
+from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
+from tunewright.forest.proof import cannot_follow
 from tunewright.models.adapters import add_lora, load_adapter
+from tunewright.models.fused import fuse_blocks
 from tunewright.models.load import load_model, quiet
 
 Tuned = PreTrainedModel | PeftModel
+
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What architectures that attend through transformers' interface call the rate of dropout on attention weights.
+_ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
 
 def weights_dtype(tuning: str, compute: torch.dtype) -> torch.dtype:
     """Type in which the model's own weights are held."""
     return compute if tuning == "lora" else torch.float32
+
+
+def require_forest(folder: Path) -> PreTrainedConfig:
+    """The config of a model that can be trained on forests, as far as that shows before it is built.
+
+    Raises UsageError for attention code of its own and for dropout on attention.
+    """
+    settings: PreTrainedConfig = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    values = settings.get_text_config().to_dict()
+    for name in _ATTENTION_DROPOUT:
+        if rate := values.get(name):
+            raise UsageError(
+                f"{folder / 'config.json'} sets {name} to {rate}, which is not defined on a token forest; set it to 0 "
+                "there. Answers do not depend on it"
+            )
+    # Asked of the class: some architectures fail on an attention they do not know as soon as they are built.
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    if not kind.is_backend_compatible():
+        raise cannot_follow(settings.model_type, "they bring attention code, or other layers, of their own")
+    return settings
 
 
 def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, weights: Path | None) -> Tuned:
@@ -30,10 +64,16 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     tuning = config.method.tuning
     source = weights / "model" if weights is not None and tuning == "full" else folder
     model = load_model(source, weights_dtype(tuning, compute), FOREST_ATTENTION)
+    fuse_blocks(model)
     if torch.cuda.is_available():
         nn.Module.cuda(model)
     if tuning == "full":
         model.requires_grad_(True)
+        # Answers are sampled as the run says. The makers' own flags may not even be valid together (a temperature
+        # without sampling), and transformers then refuses to save them beside the weights.
+        model.generation_config = GenerationConfig(
+            **{name: ids for name, ids in model.generation_config.to_dict().items() if name in _SPECIAL_IDS}
+        )
         return model
     if weights is None:
         return add_lora(model, config.lora, config.train.seed)

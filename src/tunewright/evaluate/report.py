@@ -14,7 +14,8 @@ import orjson
 
 from tunewright.evaluate.answers import Reply
 from tunewright.evaluate.evaluation import Evaluation, Material
-from tunewright.runs.folder import write_atomic
+from tunewright.files import write_atomic
+from tunewright.units import duration, gib
 
 Report = dict[str, Any]
 
@@ -211,7 +212,7 @@ def _what_was_trained(run: Mapping[str, Any], data: Mapping[str, Any], training:
         lines.append(
             f"{_count(training['steps'], 'step')} ({training['epochs']:.3g} epochs) in "
             f"{duration(training['seconds'])}: {training['samples_per_second']:.1f} samples/s, at most "
-            f"{training['peak_memory_bytes'] / 2**30:.1f} GiB of memory. Training loss {training['first_loss']:.3f} "
+            f"{gib(training['peak_memory_bytes'])} of memory. Training loss {training['first_loss']:.3f} "
             f"→ {training['last_loss']:.3f} (means over the first and the last steps)."
         )
     settings = ", ".join(f"{name} {value}" for name, value in run["settings"].items())
@@ -300,11 +301,3 @@ def _change(delta: float, form: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """For example "48 s", "3 min 05 s" or "2 h 07 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

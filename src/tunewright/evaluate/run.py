@@ -17,7 +17,6 @@ from tunewright.evaluate.report import Report, build_report, write_report
 from tunewright.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -73,7 +72,7 @@ def evaluate_both(
     """Evaluations of the model that `run` started from and of `model`, on the same material."""
     from peft import PeftModel
 
-    from tunewright.models.load import load_model
+    from tunewright.models.load import load_model, on_device
 
     say(_announce("base model", material))
     if isinstance(model, PeftModel):
@@ -136,18 +135,6 @@ def require_same_data(run: RunFolder, sha256: str) -> None:
 
 def _tokens(data: EncodedSet) -> int:
     return int(data.lengths.sum())
-
-
-def on_device(model: "Model", device: "torch.device | None" = None) -> "Model":
-    """`model`, moved to `device`, or to the fastest one here."""
-    import torch
-
-    if device is None:
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        device = torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    movable: Any = model  # transformers wraps .to in a decorator that type checkers cannot read
-    movable.to(device)
-    return model
 
 
 def _announce(name: str, material: Material) -> str:

@@ -52,8 +52,10 @@ def merged(model: "PreTrainedModel | PeftModel", dtype: "torch.dtype") -> "PreTr
 
 
 def _merge(layer: Any, dtype: "torch.dtype") -> None:
-    """Add the adapters of one layer to the weight below it."""
-    weight = layer.get_base_layer().weight
+    """Add the adapters of one layer to the weight below it, or to the parameter: a mixture's experts are one layer."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     whole = weight.float()
     for name in layer.active_adapters:
         whole = whole + layer.get_delta_weight(name).float()

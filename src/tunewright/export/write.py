@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunewright.chat.partner import load_tuned, run_template, weights_folder
 from tunewright.data.examples import Message
@@ -165,7 +165,9 @@ def _generation_config(run: RunFolder, tokenizer: "PreTrainedTokenizerBase") -> 
     from transformers import GenerationConfig
 
     chat = run.config.chat
-    sampling = {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p} if chat.temperature else {}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if chat.temperature:
+        sampling = {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p}
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

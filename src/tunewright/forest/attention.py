@@ -60,7 +60,10 @@ def forest_attention(
         if forest.backend == "reference" or softcap is not None or s_aux is not None:
             out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
         else:
-            out = bucketed_attention(query[0], key[0], value[0], forest.buckets(sliding_window), scale)
+            # Under autocast rotary embeddings have widened queries and keys, but not values.
+            dtype = min((query.dtype, key.dtype, value.dtype), key=lambda each: each.itemsize)
+            queries, keys, values = (tensor[0].to(dtype) for tensor in (query, key, value))
+            out = bucketed_attention(queries, keys, values, forest.buckets(sliding_window, dtype), scale)
     return out[None], None
 
 

@@ -3,10 +3,11 @@
 The fused CPU attention's backward is slow, and a dense mask costs T² for what is mostly
 invisible; so queries of similar shape are gathered into buckets (`ForestLayout.buckets`), each
 multiplied with its own ancestors' keys. Query heads that share a key head (GQA) are stacked as
-further query rows, so keys are never repeated. Scores are float32 (float64 for float64 inputs).
+further query rows, so keys are never repeated.
 
-The backward recomputes the probabilities from the saved log-sum-exp (as FlashAttention does,
-arXiv 2205.14135), so nothing of size queries × keys outlives its bucket.
+Products are taken in the type of the inputs, the softmax in float32 inside its kernel (float64 for
+float64 inputs). The backward computes the probabilities anew, so that nothing of size queries × keys
+outlives its bucket, unless the sequences are so short that keeping them costs little memory.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunewright.forest.layout import Bucket, Buckets
+
+# Probabilities are kept for the backward while a row sees no more keys than this, padding included.
+KEPT_KEYS_PER_ROW = 256
 
 
 def bucketed_attention(query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
@@ -30,66 +34,62 @@ class _BucketedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
-        work = _Work(query, key, value, scale)
-        outputs, log_sums = [], []
+        work = _Work(query.shape[1] // key.shape[1], scale)
+        outputs, kept = [], []
+        keep = buckets.padded_pairs <= KEPT_KEYS_PER_ROW * len(query)
         for bucket in buckets.buckets:
-            scores = work.scores(bucket)
-            log_sum = scores.logsumexp(dim=-1, keepdim=True)
-            probabilities = scores.sub_(log_sum).exp_()
-            outputs.append(work.ungroup(probabilities @ work.keys(work.value, bucket), bucket))
-            log_sums.append(log_sum)
-        out = torch.cat(outputs).index_select(0, buckets.inverse).to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, *log_sums)
-        ctx.buckets, ctx.scale = buckets, scale
-        return out
+            probabilities = work.probabilities(work.queries(query, bucket), work.keys(key, bucket), bucket)
+            outputs.append(work.ungroup(probabilities @ work.keys(value, bucket), bucket))
+            kept.append(probabilities if keep else None)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.buckets, ctx.work = buckets, work
+        return torch.cat(outputs).index_select(0, buckets.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, *log_sums = ctx.saved_tensors
-        work = _Work(query, key, value, ctx.scale)
-        grad_out = grad_out.to(work.dtype)
-        # The softmax's backward needs Σ_j P_ij dP_ij, which equals dO_i · O_i.
-        dot = (grad_out * out).sum(dim=-1, keepdim=True)
-        grad_key, grad_value = torch.zeros_like(work.key), torch.zeros_like(work.value)
+        query, key, value, *kept = ctx.saved_tensors
+        work: _Work = ctx.work
+        # Rows near a root collect gradients from many buckets, so these are summed in float32.
+        grad_key, grad_value = (torch.zeros(key.shape, dtype=_wide(key.dtype)) for _ in range(2))
         grad_queries = []
-        for bucket, log_sum in zip(ctx.buckets.buckets, log_sums, strict=True):
+        for bucket, probabilities in zip(ctx.buckets.buckets, kept, strict=True):
+            queries, keys, values = work.queries(query, bucket), work.keys(key, bucket), work.keys(value, bucket)
+            if probabilities is None:
+                probabilities = work.probabilities(queries, keys, bucket)
             # Padded query rows repeat a real row, whose gradient must not count again.
-            real = bucket.query_real.to(work.dtype)[:, :, None, None]
-            grad_o = work.queries(grad_out, bucket, real)
-            probabilities = work.scores(bucket).sub_(log_sum).exp_()
+            grad_o = work.queries(grad_out, bucket, bucket.query_real)
             work.add_to_rows(grad_value, bucket, probabilities.transpose(1, 2) @ grad_o)
-            grad_scores = grad_o @ work.keys(work.value, bucket).transpose(1, 2)
-            grad_scores.sub_(work.queries(dot, bucket, real)).mul_(probabilities)
-            work.add_to_rows(grad_key, bucket, grad_scores.transpose(1, 2) @ work.queries(work.query, bucket))
-            grad_queries.append(work.ungroup(grad_scores @ work.keys(work.key, bucket), bucket))
-        grad_query = torch.cat(grad_queries).index_select(0, ctx.buckets.inverse).mul_(ctx.scale)
-        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+            grad_scores = torch.ops.aten._softmax_backward_data(
+                grad_o @ values.transpose(1, 2), probabilities, -1, query.dtype
+            )
+            work.add_to_rows(grad_key, bucket, grad_scores.transpose(1, 2) @ queries)
+            grad_queries.append(work.ungroup(grad_scores @ keys, bucket))
+        grad_query = torch.cat(grad_queries).index_select(0, ctx.buckets.inverse).mul_(work.scale)
+        return grad_query, grad_key.mul_(work.scale).to(key.dtype), grad_value.to(value.dtype), None, None
 
 
 class _Work:
-    """Inputs widened once, with the scale folded into the queries, and the gathers from and to forest rows."""
+    """The products of one bucket, and the gathers from and to forest rows."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        self.query = query.to(self.dtype) * scale
-        self.key = key.to(self.dtype).contiguous()
-        self.value = value.to(self.dtype).contiguous()
-        self.groups = query.shape[1] // key.shape[1]
+    def __init__(self, groups: int, scale: float) -> None:
+        self.groups = groups
+        self.scale = scale
 
-    def scores(self, bucket: Bucket) -> Tensor:
-        scores = self.queries(self.query, bucket) @ self.keys(self.key, bucket).transpose(1, 2)
+    def probabilities(self, queries: Tensor, keys: Tensor, bucket: Bucket) -> Tensor:
+        """[n·Hkv, G·q, k]."""
         n, q = bucket.query_rows.shape
+        scores = torch.baddbmm(_nothing(queries), queries, keys.transpose(1, 2), beta=0, alpha=self.scale)
         scores.view(n, -1, self.groups, q, scores.shape[-1]).add_(bucket.bias)
-        return scores
+        return scores.softmax(dim=-1)
 
     def queries(self, rows: Tensor, bucket: Bucket, factor: Tensor | None = None) -> Tensor:
-        """[T, H, x] → [n·Hkv, G·q, x], times `factor` [n, q, 1, 1]."""
+        """[T, H, x] → [n·Hkv, G·q, x], times `factor` [n, q]."""
         n, q = bucket.query_rows.shape
         heads, width = rows.shape[1:]
         gathered = rows.index_select(0, bucket.query_rows.view(-1)).view(n, q, heads, width)
         if factor is not None:
-            gathered = gathered * factor
+            gathered.mul_(factor[:, :, None, None])
         grouped = gathered.view(n, q, heads // self.groups, self.groups, width).permute(0, 2, 3, 1, 4)
         return grouped.reshape(n * heads // self.groups, self.groups * q, width)
 
@@ -109,4 +109,13 @@ class _Work:
         """Add [n·Hkv, k, d] into the rows [T, Hkv, d] that the keys were gathered from."""
         n, k = bucket.key_rows.shape
         rows = grouped.view(n, -1, k, grouped.shape[-1]).transpose(1, 2).reshape(n * k, *total.shape[1:])
-        total.index_add_(0, bucket.key_rows.view(-1), rows)
+        total.index_add_(0, bucket.key_rows.view(-1), rows.to(total.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _nothing(like: Tensor) -> Tensor:
+    """What a product is not added to: with beta 0 its values are never read."""
+    return torch.empty((1, 1, 1), dtype=like.dtype)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Float32 logits of one chunk take about this many bytes.
-CHUNK_BYTES = 64 * 2**20
+# Float32 logits of one chunk take about this many bytes: rows enough for fast matrix products.
+CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,12 @@ def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHU
     """For each edge its nll (float64 [E]) and whether its target is the likeliest token (bool [E])."""
     nll = torch.empty(len(edges.row), dtype=torch.float64, device=hidden.device)
     best = torch.empty(len(edges.row), dtype=torch.bool, device=hidden.device)
-    for rows, part in _chunks(len(hidden), head.weight.shape[0], edges, chunk_bytes):
-        logits, _ = _logits(hidden[rows], head, head.weight.to(hidden.dtype), head.bias)
+    sweep = _Sweep(hidden, head, edges, chunk_bytes)
+    for rows, part in sweep.chunks:
+        logits, _ = sweep.logits(hidden[rows])
         local, target = edges.row[part] - rows.start, edges.target[part]
-        nll[part] = (logits.logsumexp(dim=-1)[local] - logits[local, target]).double()
+        _, log_sum = sweep.softmax(logits)
+        nll[part] = (log_sum[local] - logits[local, target]).double()
         best[part] = logits.argmax(dim=-1)[local] == target
     return nll, best
 
@@ -62,29 +64,29 @@ class _WeightedNLL(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges, chunk_bytes: int
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        cast_weight = weight.to(hidden.dtype)
         wide = _wide(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs_bias else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for rows, part in _chunks(len(hidden), weight.shape[0], edges, chunk_bytes):
-            logits, slope = _logits(hidden[rows], head, cast_weight, bias)
+        sweep = _Sweep(hidden, head, edges, chunk_bytes)
+        for rows, part in sweep.chunks:
+            logits, slope = sweep.logits(hidden[rows])
             local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
-            log_sum = logits.logsumexp(dim=-1)
+            grad, log_sum = sweep.softmax(logits)
             total += (edge_weight * (log_sum[local] - logits[local, target]).double()).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
             # d/dlogits of Σ w·nll is (Σ w) softmax - Σ w onehot, row by row.
             row_weight = torch.zeros(len(logits), dtype=wide, device=logits.device)
             row_weight.index_add_(0, local, edge_weight.to(wide))
-            grad = logits.sub_(log_sum[:, None]).exp_().mul_(row_weight[:, None])
+            grad.mul_(row_weight[:, None])
             grad.index_put_((local, target), -edge_weight.to(wide), accumulate=True)
             if slope is not None:
                 grad.mul_(slope)
-            narrow = grad.to(hidden.dtype)
+            narrow = sweep.narrow(grad)
             if grad_hidden is not None:
-                grad_hidden[rows] = narrow @ cast_weight
+                torch.mm(narrow, sweep.weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += narrow.T @ hidden[rows]
             if grad_bias is not None:
@@ -108,18 +110,55 @@ class _WeightedNLL(torch.autograd.Function):
         )
 
 
-def _logits(hidden: Tensor, head: Head, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits [r, V] in float32 (float64), and their derivative by the matrix product's output where it is not 1."""
-    logits = (hidden @ weight.T).to(_wide(hidden.dtype))
-    if bias is not None:
-        logits = logits + bias.to(logits.dtype)
-    slope = None
-    if head.softcap is not None:
-        bounded = torch.tanh(logits / head.softcap)
-        logits, slope = bounded * head.softcap, (1 - bounded.square()) * head.scale
-    elif head.scale != 1:
-        slope = torch.full((1, 1), head.scale, dtype=logits.dtype, device=logits.device)
-    return logits * head.scale if head.scale != 1 else logits, slope
+class _Sweep:
+    """The chunks of one pass over the loss rows, and the buffers they share.
+
+    Buffers as large as these come from fresh pages each time they are allocated, and touching those
+    costs more than the arithmetic done in them.
+    """
+
+    def __init__(self, hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int) -> None:
+        self.head = head
+        self.weight = head.weight.to(hidden.dtype)
+        self.chunks = _chunks(len(hidden), len(self.weight), edges, chunk_bytes)
+        size = max((rows.stop - rows.start for rows, _ in self.chunks), default=0), len(self.weight)
+        self._product = torch.empty(size, dtype=hidden.dtype, device=hidden.device)
+        wide = _wide(hidden.dtype)
+        self._logits = self._product if wide == hidden.dtype else torch.empty(size, dtype=wide, device=hidden.device)
+        self._probabilities = torch.empty(size, dtype=wide, device=hidden.device)
+
+    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [r, V] in float32 (float64), and their derivative by the matrix product's output where it is not 1."""
+        head = self.head
+        product, logits = self._product[: len(hidden)], self._logits[: len(hidden)]
+        torch.mm(hidden, self.weight.T, out=product)
+        if logits is not product:
+            logits.copy_(product)
+        if head.bias is not None:
+            logits += head.bias
+        slope = None
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_()
+            slope = (1 - logits.square()).mul_(head.scale)
+            logits.mul_(head.softcap)
+        elif head.scale != 1:
+            slope = torch.full((1, 1), head.scale, dtype=logits.dtype, device=logits.device)
+        return logits.mul_(head.scale) if head.scale != 1 else logits, slope
+
+    def softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities [r, V] and the log of the sum of exponentials [r].
+
+        The sum follows from the likeliest token, whose probability is never tiny: on a CPU the softmax of
+        torch computes exponentials several times faster than its logsumexp.
+        """
+        probabilities = torch.softmax(logits, dim=-1, out=self._probabilities[: len(logits)])
+        return probabilities, logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
+
+    def narrow(self, grad: Tensor) -> Tensor:
+        """`grad` in the type of the matrix products, written over the product of this chunk's forward."""
+        if self._logits is self._product:
+            return grad
+        return self._product[: len(grad)].copy_(grad)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

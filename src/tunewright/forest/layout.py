@@ -12,11 +12,13 @@ from torch import Tensor
 from tunewright.forest.build import Forest
 from tunewright.forest.head import Edges
 
-# Queries per block: long enough for good matrix products, short enough that the causal
-# half of a long segment that is computed for nothing stays small.
-BLOCK_ROWS = 128
-# Blocks share a bucket while the padded scores are at most this much larger than the real ones.
-PADDING_LIMIT = 1.3
+# Queries per block at most: long enough for good matrix products, short enough that the causal half
+# of a block that is computed for nothing stays small.
+BLOCK_ROWS = 48
+# Blocks are padded to multiples of these, which the vector units of CPUs like.
+QUERY_MULTIPLE, KEY_MULTIPLE = 8, 16
+# What one more bucket costs (about forty small operations), in query-key pairs of padding.
+BUCKET_COST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Bucket:
     """n query blocks padded to `q` rows against their visible keys padded to `k` rows.
 
     `query_rows` [n, q] and `key_rows` [n, k] index forest rows; padding repeats a real row, and
-    `query_real` float32 [n, q] is 1 for the rows that are none. `bias` float32 [n, 1, 1, q, k] is
-    0 where visible and -inf elsewhere.
+    `query_real` [n, q] is 1 for the rows that are none. `bias` [n, 1, 1, q, k] is 0 where visible
+    and -inf elsewhere. Both are of the type of the queries.
     """
 
     query_rows: Tensor
@@ -40,6 +42,11 @@ class Buckets:
 
     buckets: list[Bucket]
     inverse: Tensor
+
+    @property
+    def padded_pairs(self) -> int:
+        """Query-key pairs that are computed."""
+        return sum(bucket.bias.numel() for bucket in self.buckets)
 
 
 class ForestLayout:
@@ -63,7 +70,7 @@ class ForestLayout:
         )
         self.edge_sequence = forest.edge_sequence[order]
         self._masks: dict[int | None, Tensor] = {}
-        self._buckets: dict[int | None, Buckets] = {}
+        self._buckets: dict[tuple[int | None, torch.dtype], Buckets] = {}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -80,36 +87,36 @@ class ForestLayout:
             self._masks[window] = visible if window is None else visible & (distance < window)
         return self._masks[window]
 
-    def buckets(self, window: int | None = None) -> Buckets:
-        """Query blocks grouped by similar shape."""
-        if window not in self._buckets:
-            self._buckets[window] = self._make_buckets(window)
-        return self._buckets[window]
+    def buckets(self, window: int | None, dtype: torch.dtype) -> Buckets:
+        """Query blocks grouped by similar shape, for queries of type `dtype`."""
+        if (window, dtype) not in self._buckets:
+            self._buckets[window, dtype] = self._make_buckets(window, dtype)
+        return self._buckets[window, dtype]
 
-    def _make_buckets(self, window: int | None) -> Buckets:
+    def _make_buckets(self, window: int | None, dtype: torch.dtype) -> Buckets:
         blocks = _blocks(self.forest, window)
-        groups = _group_by_shape([(len(queries), len(keys)) for queries, keys in blocks])
+        position = self.forest.position_ids
         buckets, padded_rows = [], []
-        for group in groups:
-            members = [blocks[index] for index in group]
-            query_rows, query_real = _padded([queries for queries, _ in members])
-            key_rows, key_real = _padded([keys for _, keys in members])
-            position = self.forest.position_ids
+        for group in _group_by_shape([(len(queries), len(keys)) for queries, keys in blocks]):
+            query_rows, query_real = _padded([blocks[index][0] for index in group], QUERY_MULTIPLE)
+            key_rows, key_real = _padded([blocks[index][1] for index in group], KEY_MULTIPLE)
             distance = position[query_rows][:, :, None] - position[key_rows][:, None, :]
             visible = (distance >= 0) & key_real[:, None, :]
             if window is not None:
                 visible &= distance < window
             bias = np.where(visible, np.float32(0), np.float32("-inf"))[:, None, None]
-            buckets.append(Bucket(*map(self._tensor, (query_rows, key_rows, query_real.astype(np.float32), bias))))
+            rows = self._tensor(query_rows), self._tensor(key_rows)
+            masks = (self._tensor(mask).to(dtype) for mask in (query_real, bias))
+            buckets.append(Bucket(*rows, *masks))
             padded_rows.append(np.where(query_real, query_rows, -1).ravel())
-        rows = np.concatenate(padded_rows)
+        rows_in_order = np.concatenate(padded_rows)
         inverse = np.empty(len(self.forest), np.int64)
-        inverse[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        inverse[rows_in_order[rows_in_order >= 0]] = np.flatnonzero(rows_in_order >= 0)
         return Buckets(buckets, self._tensor(inverse))
 
 
 def _blocks(forest: Forest, window: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cut segments into blocks of rows; each with all rows that any of its queries sees, in order of position."""
+    """Cut segments into blocks of about equal size; each with all rows that its queries see, in order of position."""
     blocks = []
     ancestors: dict[int, np.ndarray] = {-1: np.zeros(0, np.int64)}
     for segment, (start, length, parent) in enumerate(zip(forest.start, forest.length, forest.parent, strict=True)):
@@ -117,39 +124,47 @@ def _blocks(forest: Forest, window: int | None) -> list[tuple[np.ndarray, np.nda
         if forest.tout[segment] > segment + 1:
             ancestors[segment] = path
         first = len(path) - length
-        for begin in range(first, len(path), BLOCK_ROWS):
-            end = min(begin + BLOCK_ROWS, len(path))
+        size = -(-length // -(-length // BLOCK_ROWS))
+        for begin in range(first, len(path), size):
+            end = min(begin + size, len(path))
             oldest = 0 if window is None else max(0, begin - window + 1)
             blocks.append((path[begin:end], path[oldest:end]))
     return blocks
 
 
 def _group_by_shape(shapes: list[tuple[int, int]]) -> list[list[int]]:
-    """Group (queries, keys) shapes so that padding each group to its largest costs little."""
-    order = sorted(range(len(shapes)), key=lambda index: (_size_class(shapes[index][0]), shapes[index][1]))
+    """Group (queries, keys) shapes so that padded pairs and the number of groups together cost least.
+
+    Groups are stretches of the shapes in order of their keys: best[e], the cheapest grouping of the first e,
+    follows from all best[b] with b < e.
+    """
+    order = sorted(range(len(shapes)), key=lambda index: (shapes[index][1], shapes[index][0]))
+    queries, keys = (
+        np.array([_round_up(shapes[index][side], multiple) for index in order])
+        for side, multiple in ((0, QUERY_MULTIPLE), (1, KEY_MULTIPLE))
+    )
+    best, begin_of = np.zeros(len(order) + 1), np.zeros(len(order) + 1, np.int64)
+    for end in range(1, len(order) + 1):
+        widest_q, widest_k = (np.maximum.accumulate(size[:end][::-1])[::-1] for size in (queries, keys))
+        cost = best[:end] + BUCKET_COST + np.arange(end, 0, -1) * widest_q * widest_k
+        begin_of[end] = cost.argmin()
+        best[end] = cost[begin_of[end]]
     groups: list[list[int]] = []
-    real = widest_q = widest_k = 0
-    for index in order:
-        q, k = shapes[index]
-        if groups and _size_class(q) == _size_class(shapes[groups[-1][0]][0]):
-            padded = max(widest_q, q) * max(widest_k, k) * (len(groups[-1]) + 1)
-            if padded <= PADDING_LIMIT * (real + q * k):
-                groups[-1].append(index)
-                real, widest_q, widest_k = real + q * k, max(widest_q, q), max(widest_k, k)
-                continue
-        groups.append([index])
-        real, widest_q, widest_k = q * k, q, k
-    return groups
+    end = len(order)
+    while end:
+        begin = int(begin_of[end])
+        groups.append(order[begin:end])
+        end = begin
+    return groups[::-1]
 
 
-def _size_class(rows: int) -> int:
-    """Buckets hold query counts within one class; classes grow by half a power of two."""
-    return int(2 * np.log2(rows) + 0.5)
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
-def _padded(arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Stack ragged index arrays to [n, longest], repeating the last entry; and which entries are real."""
-    longest = max(len(array) for array in arrays)
-    index = np.minimum(np.arange(longest)[None], np.array([len(array) - 1 for array in arrays])[:, None])
+def _padded(arrays: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stack ragged index arrays to [n, length], repeating the last entry; and which entries are real."""
+    length = _round_up(max(len(array) for array in arrays), multiple)
+    index = np.minimum(np.arange(length)[None], np.array([len(array) - 1 for array in arrays])[:, None])
     rows = np.stack([array[i] for array, i in zip(arrays, index, strict=True)])
-    return rows, np.arange(longest)[None] < np.array([len(array) for array in arrays])[:, None]
+    return rows, np.arange(length)[None] < np.array([len(array) for array in arrays])[:, None]

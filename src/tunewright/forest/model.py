@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -13,6 +12,9 @@ from tunewright.forest.build import Forest
 from tunewright.forest.head import Head, weighted_nll
 from tunewright.forest.layout import ForestLayout
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 class ForestModel:
     """Wraps a transformers causal language model, with PEFT adapters or without.
@@ -20,7 +22,7 @@ class ForestModel:
     Only the decoder is called; the head is applied to loss rows alone (`head.py`).
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, backend: Backend | None = None) -> None:
+    def __init__(self, model: "PreTrainedModel | PeftModel", backend: Backend | None = None) -> None:
         self.model = plain_model(model)
         self.device = self.model.device
         # Index gathers and batched products pay off on a CPU; elsewhere the dense mask is what works everywhere.
@@ -58,13 +60,13 @@ class ForestModel:
         return weighted_nll(self.hidden(layout)[layout.loss_rows], self.head, layout.edges)
 
 
-def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def plain_model(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """The transformers model itself; adapters live inside its layers."""
-    if isinstance(model, PeftModel):
-        base = model.get_base_model()
-        assert isinstance(base, PreTrainedModel)
-        return base
-    return model
+    if isinstance(model, PreTrainedModel):
+        return model
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 @contextmanager

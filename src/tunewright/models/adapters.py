@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunewright.config.schema import LoraConfig
 from tunewright.errors import RunError, UsageError
-from tunewright.models.load import quiet
+from tunewright.models.load import first_line, quiet
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -69,7 +69,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path, trainable: bool = False
                 local_files_only=True,
             )
     except (ValueError, RuntimeError, KeyError) as error:
-        raise RunError(f"{folder}: the adapter does not fit the model ({str(error).splitlines()[0]})") from error
+        raise RunError(f"{folder}: the adapter does not fit the model ({first_line(error)})") from error
     with safe_open(weights, "pt") as file:
         saved = set(file.keys())
     # PEFT itself only warns, and the adapter would then act in part or not at all.

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewright.errors import RunError
-from tunewright.models.cache import Notify, build_once, cache_root, sha256_of, to_stderr
+from tunewright.files import sha256_of
+from tunewright.models.cache import Notify, build_once, cache_root, to_stderr
 from tunewright.models.gguf import FORMAT, convert_gguf
 
 

@@ -3,7 +3,6 @@
 `TUNEWRIGHT_CACHE` moves the cache; otherwise it is `$XDG_CACHE_HOME/tunewright` or `~/.cache/tunewright`.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunewright.errors import RunError
+from tunewright.files import sha256_of, to_disk
 
 MANIFEST = "tunewright-files.json"
 Notify = Callable[[str], None]
@@ -76,12 +76,6 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
     aside = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -95,15 +89,9 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         }
         (aside / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
         for path in (*files, aside / MANIFEST):
-            _to_disk(path)
+            to_disk(path)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    """A rename must never survive a power cut that the content did not."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from tunewright.errors import UsageError
+from tunewright.forest.model import plain_model
+from tunewright.models.load import own_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH = 16  # fixed, not read off free memory: what is sampled then depends on the seed alone
 _CACHE_BYTES = 1 << 30  # keys and values of one batch stay below this
@@ -51,7 +53,7 @@ def generate(
     values would pass 1 GiB). Temperature 0 takes the likeliest token. Each batch is seeded by `seed` and its place, so
     the answers depend on the arguments only. Raises UsageError for a prompt that is empty or fills the context.
     """
-    base = _plain(model)
+    base: Any = plain_model(model)  # its generate() is beyond type checkers
     limit = _new_tokens(base, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Answer] = {}
@@ -86,7 +88,7 @@ def stream(
     The pieces joined are the answer's text. The model works in a thread; closing the iterator (or Ctrl-C in its
     consumer) ends that work at the next token. Same arguments, same answer as `generate`.
     """
-    base = _plain(model)
+    base: Any = plain_model(model)  # its generate() is beyond type checkers
     limit = _new_tokens(base, [prompt], max_new_tokens)
     config = _config(stop_ids, limit, temperature, top_p)
     tokens: queue.Queue[int | BaseException | None] = queue.Queue()
@@ -119,14 +121,14 @@ def stream(
 @contextmanager
 def answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """The model ready to answer: eval mode, an attention that knows key caches, no sampling habits of its own."""
-    base = _plain(model)
+    base = plain_model(model)
     modes = [(module, module.training) for module in model.modules()]
     attention = base.config._attn_implementation
     habits = base.generation_config
     model.eval()
     base.generation_config = GenerationConfig()  # generate() would fill what we leave open from the model's own
     if attention.startswith("tunewright"):
-        base.set_attn_implementation("sdpa")
+        base.set_attn_implementation(own_attention(base))
     try:
         yield
     finally:
@@ -135,11 +137,6 @@ def answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
         base.generation_config = habits
         if base.config._attn_implementation != attention:
             base.set_attn_implementation(attention)
-
-
-def _plain(model: "PreTrainedModel | PeftModel") -> Any:
-    """The transformers model; adapters live inside it, and PEFT's own generate() would bring back its habits."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 def _config(stop_ids: Sequence[int], limit: int, temperature: float, top_p: float) -> GenerationConfig:

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from tunewright.errors import RunError, UsageError
 from tunewright.models.cache import Notify, to_stderr
+from tunewright.models.load import first_line
 
 # Weights are safetensors or nothing: a pickle file could run code.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
@@ -21,9 +22,7 @@ def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> t
     to the user, RunError when the network fails and there is no copy.
     """
     from huggingface_hub import constants, errors, snapshot_download
-
-    # hub versions stand on different HTTP libraries (httpx, httpx2) and import this name from theirs
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, from httpx or httpx2
 
     where = f"{name}{f' at {revision}' if revision else ''}"
 
@@ -55,7 +54,7 @@ def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> t
     except errors.LocalEntryNotFoundError:
         return cached(f"{constants.ENDPOINT} cannot be reached")
     except (HTTPError, OSError) as error:
-        return cached(f"the download from {constants.ENDPOINT} failed ({_first_line(error)})")
+        return cached(f"the download from {constants.ENDPOINT} failed ({_without_request_id(error)})")
 
 
 def _refuse(name: str, where: str, error: Exception) -> NoReturn:
@@ -74,6 +73,5 @@ def _refuse(name: str, where: str, error: Exception) -> NoReturn:
     raise UsageError(f"model: {where}: {reason}") from error
 
 
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return re.sub(r"\s*\(Request ID:.*?\)", "", text)
+def _without_request_id(error: Exception) -> str:
+    return re.sub(r"\s*\(Request ID:.*?\)", "", first_line(error))

@@ -15,7 +15,10 @@ from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Model = PreTrainedModel | PeftModel
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -26,7 +29,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"{folder}: the tokenizer cannot be read ({_first_line(error)})") from error
+        raise UsageError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(
             f"{folder}: only a slow tokenizer ({type(tokenizer).__name__}) is there; "
@@ -35,10 +38,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_model(folder: Path, dtype: "torch.dtype", attention: str = "sdpa") -> "PreTrainedModel":
+def load_model(folder: Path, dtype: "torch.dtype", attention: str | None = None) -> "PreTrainedModel":
     """The causal language model of `folder` with weights in `dtype`, in eval mode, on the CPU.
 
-    `attention` is a name that transformers' AttentionInterface knows. Weights are mapped and cast tensor by tensor.
+    `attention` is a name that transformers' AttentionInterface knows; None takes `own_attention`. Weights are mapped
+    and cast tensor by tensor.
     Raises UsageError when the folder's architecture is unknown or its weights do not cover the whole model: a layer
     that silently starts from random numbers would train, and answer nonsense.
     """
@@ -57,7 +61,7 @@ def load_model(folder: Path, dtype: "torch.dtype", attention: str = "sdpa") -> "
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+        raise UsageError(f"{folder}: the model cannot be loaded ({first_line(error)})") from error
     model: PreTrainedModel
     model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(entry) for entry in info["mismatched_keys"])
@@ -66,6 +70,26 @@ def load_model(folder: Path, dtype: "torch.dtype", attention: str = "sdpa") -> "
             f"{folder}: {len(lacking)} weights are missing or have another shape than config.json says, "
             f"first {lacking[0]}; fetch the whole model again"
         )
+    return model
+
+
+def own_attention(model: "PreTrainedModel") -> str:
+    """The attention that answers: sdpa where the architecture can use it, else eager (Gemma-2 caps its scores).
+
+    It is what transformers takes when a model is loaded and none is named.
+    """
+    return model.get_correct_attn_implementation(None)
+
+
+def on_device(model: "Model", device: "torch.device | None" = None) -> "Model":
+    """`model`, moved to `device`, or to the fastest one here."""
+    import torch
+
+    if device is None:
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        device = torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    movable: Any = model  # transformers wraps .to in a decorator that type checkers cannot read
+    movable.to(device)
     return model
 
 
@@ -100,5 +124,6 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> Any:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def first_line(error: Exception) -> str:
+    """What an error of another package says, without the advice that follows."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

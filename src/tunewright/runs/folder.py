@@ -19,6 +19,8 @@ import orjson
 from tunewright.config.load import PROVENANCE, load_config, read_yaml, to_yaml
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.errors import RunError, UsageError
+from tunewright.files import write_atomic
+from tunewright.runs.checkpoints import step_folders
 
 State = Literal["running", "done", "failed", "interrupted"]
 LOG_TAIL = 5  # lines of the log shown for a run that died
@@ -210,12 +212,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Folders `checkpoints/step-N`, newest first; whether one is sound is for its manifest to say."""
-        found = {}
-        for folder in self.checkpoints_path.glob("step-*"):
-            number = folder.name.removeprefix("step-")
-            if folder.is_dir() and number.isdecimal():
-                found[int(number)] = folder
-        return [found[step] for step in sorted(found, reverse=True)]
+        return list(step_folders(self.checkpoints_path).values())
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies or will lie."""
@@ -277,20 +274,6 @@ def free_folder(path: Path) -> Path:
 
 
 # Files
-
-
-def write_atomic(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write aside in the same folder, then rename; `durable` also waits until the disk has it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
