@@ -159,6 +159,8 @@ def test_whole_dialogs_win_where_answers_are_learnt() -> None:
     named = layout_of(row, "sft", columns=ColumnsConfig(chosen="chosen", rejected="rejected"))
     assert named.kind == "preference"
     assert layout_of(row, "sft", kind="preference").kind == "preference"
+    row |= {"chosen": "a", "rejected": "b"}
+    assert layout_of(row, "dpo").columns == {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,9 @@ def _ranked(table: "_Table") -> dict[str, str | None]:
         return {**named, "chosen": chosen, "rejected": rejected}
     found = _context(table)
     if chosen is not None:
+        prompt = table.find("prompt", usual.QUESTIONS)
+        if prompt is not None and table.ends_with_answer(found.get("messages")):  # the dialog with an answer over again
+            found = {"prompt": prompt}
         return {**found, "chosen": chosen, "rejected": rejected}
     if rejected is not None and "messages" in found:  # then the better one is the dialog's own
         return {**found, "rejected": rejected}
