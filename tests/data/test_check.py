@@ -26,7 +26,7 @@ TOKENIZERS = {style: tiny_tokenizer(style) for style in STYLES}
 def test_pieces_join_to_the_text_and_end_in_the_stop(style: str, answer: str) -> None:
     tokenizer = TOKENIZERS[style]
     template = ChatTemplate(tokenizer, None, ())
-    encoded = template.encode(Dialog((Message("user", "灯?"), Message("assistant", answer)), Place("x", 1)))
+    (encoded,) = template.encode(Dialog((Message("user", "灯?"), Message("assistant", answer)), Place("x", 1)))
     pieces = color_tokens(encoded, tokenizer, template.stop_ids)
     assert "".join(piece.text for piece in pieces) == tokenizer.decode(encoded.input_ids.tolist())
     trained = [piece for piece in pieces if piece.kind != "masked"]

@@ -89,16 +89,44 @@ def test_a_length_nothing_fits_in_names_the_shortest(tmp_path: Path) -> None:
         prepare(config(tmp_path, max_length=10, validation=None), CHATML, [], tmp_path)
 
 
-def test_dialogs_a_template_rewrites_are_left_out(tmp_path: Path) -> None:
+def test_dialogs_a_template_rewrites_stand_once_per_sequence(tmp_path: Path) -> None:
     (tmp_path / "thinking.jinja").write_text(THINKING, encoding="utf-8")
     two_turns = {"instruction": "b", "output": "c", "history": [["a", "<think>x</think>y"]]}
+    rows = [two_turns, *({**row, "history": []} for row in ROWS)]
+    prepared = prepare(config(tmp_path, rows, template="thinking.jinja", validation=None), CHATML, [], tmp_path)
+    assert not prepared.dropped
+    assert len(prepared.train) == len(prepared.train_examples) == 42
+    both = [i for i, example in enumerate(prepared.train_examples) if len(example.messages) == 4]  # type: ignore[union-attr]  # all dialogs
+    assert [decoded(CHATML, prepared.train[i], trained=True) for i in both] == [
+        "<think>x</think>y<|im_end|>",
+        "c<|im_end|>",
+    ]
+
+
+def test_dialogs_a_template_refuses_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "single.jinja").write_text(
+        "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + STYLES["chatml"][0],
+        encoding="utf-8",
+    )
+    two_turns = {"instruction": "b", "output": "c", "history": [["a", "y"]]}
     rows = [*({**row, "history": []} for row in ROWS), two_turns]
-    prepared = prepare(config(tmp_path, rows, template="thinking.jinja"), CHATML, [], tmp_path)
-    assert [(item.count, "differently" in item.reason) for item in prepared.dropped] == [(1, True)]
+    prepared = prepare(config(tmp_path, rows, template="single.jinja"), CHATML, [], tmp_path)
+    assert [(item.count, "one turn only" in item.reason) for item in prepared.dropped] == [(1, True)]
     with pytest.raises(
         UsageError, match=r"none of the 2 dialogs can be trained on; first rows\.json:1: .*data\.template"
     ):
-        prepare(config(tmp_path, [two_turns] * 2, template="thinking.jinja"), CHATML, [], tmp_path)
+        prepare(config(tmp_path, [two_turns] * 2, template="single.jinja"), CHATML, [], tmp_path)
+
+
+def test_long_dialogs_are_cut_between_turns_and_told(tmp_path: Path) -> None:
+    history = [[f"What is {i}?", f"It is {i}."] for i in range(9)]
+    rows = [*({**row, "history": []} for row in ROWS), {"instruction": "And 9?", "output": "Nine.", "history": history}]
+    prepared = prepare(config(tmp_path, rows, max_length=100, validation=None), CHATML, [], tmp_path)
+    assert not prepared.dropped
+    assert len(prepared.cut_dialogs) == 1
+    assert prepared.train.lengths.max() <= 100
+    dropped = prepare(config(tmp_path, rows, max_length=100, too_long="drop"), CHATML, [], tmp_path).dropped
+    assert [(item.reason, item.count) for item in dropped] == [("longer than data.max_length = 100", 1)]
 
 
 def test_nothing_trains_on_answers_that_do_not_stop(tmp_path: Path) -> None:

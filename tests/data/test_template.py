@@ -1,5 +1,6 @@
 """The encoding equals the template's own tokenisation, and loss falls on the answers and their stop tokens alone."""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizers import ENDLESS, STYLES, THINKING, tiny_tokenizer
 from tunewright.data.examples import Dialog, Encoded, Message, Place
-from tunewright.data.template import REWRITES, ChatTemplate, EncodedDialog, Refused, freeze_dates, template_source
+from tunewright.data.template import ChatTemplate, EncodedDialog, Refused, freeze_dates, template_source
 from tunewright.errors import UsageError
 
 HERE = Place("test.json", 1)
@@ -42,6 +43,16 @@ def attempt(template: ChatTemplate, dialog: Dialog) -> EncodedDialog:
     return result
 
 
+def encode(template: ChatTemplate, dialog: Dialog) -> Encoded:
+    (encoded,) = template.encode(dialog)
+    return encoded
+
+
+def assert_equal(one: Encoded, other: Encoded) -> None:
+    assert one.input_ids.tolist() == other.input_ids.tolist()
+    assert one.weights.tolist() == other.weights.tolist()
+
+
 def plain(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
@@ -62,13 +73,13 @@ def trained_text(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[s
 def test_ids_are_the_templates_and_loss_is_on_answers(style: str, dialog: Dialog) -> None:
     tokenizer, template = TOKENIZERS[style], TEMPLATES[style]
     result = attempt(template, dialog)
-    assert result.encoded.input_ids.tolist() == tokenizer.apply_chat_template(
+    assert result.sequences[0].input_ids.tolist() == tokenizer.apply_chat_template(
         plain(dialog.messages), tokenize=True, return_dict=False
     )
-    ids = result.encoded.input_ids.tolist()
+    ids = result.sequences[0].input_ids.tolist()
     stop = tokenizer.decode([template.turn_end])
     answers = [i for i, m in enumerate(dialog.messages) if m.train]
-    runs = trained_runs(result.encoded)
+    runs = trained_runs(result.sequences[0])
     assert len(runs) == len(answers)
     straddling = 0
     for (first, end), i in zip(runs, answers, strict=True):
@@ -87,13 +98,13 @@ def test_ids_are_the_templates_and_loss_is_on_answers(style: str, dialog: Dialog
 @settings(max_examples=40, deadline=None)
 def test_one_pass_equals_one_dialog_per_turn(style: str, dialog: Dialog) -> None:
     template = TEMPLATES[style]
-    whole = template.encode(dialog)
+    whole = encode(template, dialog)
     union = np.zeros_like(whole.weights)
     for i, message in enumerate(dialog.messages):
         if not message.train:
             continue
         earlier = tuple(Message(m.role, m.content, weight=0.0) for m in dialog.messages[:i])
-        turn = template.encode(Dialog((*earlier, message), HERE))
+        turn = encode(template, Dialog((*earlier, message), HERE))
         assert turn.input_ids.tolist() == whole.input_ids[: len(turn)].tolist()
         union[: len(turn)] += turn.weights
     assert union.tolist() == whole.weights.tolist()
@@ -104,17 +115,18 @@ def test_one_pass_equals_one_dialog_per_turn(style: str, dialog: Dialog) -> None
 @settings(max_examples=20, deadline=None)
 def test_batches_change_nothing(style: str, batch: list[Dialog]) -> None:
     template = TEMPLATES[style]
-    for dialog, together in zip(batch, template.encode_many(batch), strict=True):
-        alone = template.encode(dialog)
-        assert alone.input_ids.tolist() == together.input_ids.tolist()
-        assert alone.weights.tolist() == together.weights.tolist()
+    for dialog, together in zip(batch, template.attempt_many(batch), strict=True):
+        assert isinstance(together, EncodedDialog)
+        alone = encode(template, dialog)
+        assert alone.input_ids.tolist() == together.sequences[0].input_ids.tolist()
+        assert alone.weights.tolist() == together.sequences[0].weights.tolist()
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_prompt_of_chat_is_the_prompt_of_training(style: str) -> None:
     template = TEMPLATES[style]
     messages = (Message("system", "Be brief."), Message("user", "你是谁？"), Message("assistant", "A keeper."))
-    encoded = template.encode(Dialog(messages, HERE))
+    encoded = encode(template, Dialog(messages, HERE))
     prompt = template.prompt_ids(messages[:-1])
     assert prompt == encoded.input_ids[: len(prompt)].tolist()
     assert np.flatnonzero(encoded.weights)[0] == len(prompt)
@@ -125,8 +137,7 @@ def test_marks_and_prefixes_agree() -> None:
     dialog = Dialog(
         (Message("user", "Who?"), Message("assistant", "灯 x"), Message("user", ""), Message("assistant", "b")), HERE
     )
-    assert marked.encode(dialog).input_ids.tolist() == plain_template.encode(dialog).input_ids.tolist()
-    assert marked.encode(dialog).weights.tolist() == plain_template.encode(dialog).weights.tolist()
+    assert_equal(encode(marked, dialog), encode(plain_template, dialog))
 
 
 def test_stop_ids_join_what_is_given_the_eos_and_the_turn_end() -> None:
@@ -147,21 +158,33 @@ def test_only_the_first_of_several_stops_is_trained() -> None:
     assert source != STYLES["chatml"][0]
     tokenizer = TOKENIZERS["chatml"]
     template = ChatTemplate(tokenizer, source, [tokenizer.pad_token_id])
-    encoded = template.encode(Dialog((Message("user", "a"), Message("assistant", "b \n")), HERE))
+    encoded = encode(template, Dialog((Message("user", "a"), Message("assistant", "b \n")), HERE))
     assert trained_text(tokenizer, encoded) == ["b \n<|im_end|>"]
 
 
-def test_a_rewriting_template_is_refused_with_its_reason() -> None:
-    template = ChatTemplate(TOKENIZERS["chatml"], THINKING, ())
-    first, second = Message("assistant", "<think>hm</think>yes"), Message("assistant", "no")
+def test_answers_a_template_rewrites_are_trained_as_they_were_given() -> None:
+    tokenizer, template = TOKENIZERS["chatml"], ChatTemplate(TOKENIZERS["chatml"], THINKING, ())
+    first, second = Message("assistant", "<think>hm</think>yes", 0.5), Message("assistant", "no")
     two_turns = Dialog((Message("user", "a"), first, Message("user", "b"), second), HERE)
-    assert list(template.attempt_many([two_turns])) == [Refused(REWRITES)]
-    with pytest.raises(UsageError, match=r"test\.json:1: .*renders earlier answers differently"):
-        template.encode(two_turns)
-    untrained = Dialog(
-        (*two_turns.messages[:1], Message("assistant", first.content, 0.0), *two_turns.messages[2:]), HERE
-    )
-    assert trained_text(TOKENIZERS["chatml"], template.encode(untrained)) == ["no<|im_end|>"]
+    early, whole = template.encode(two_turns)
+    assert trained_text(tokenizer, early) == ["<think>hm</think>yes<|im_end|>"]
+    assert set(early.weights.tolist()) == {0.0, 0.5}
+    assert_equal(early, encode(template, Dialog(two_turns.messages[:2], HERE)))
+    assert trained_text(tokenizer, whole) == ["no<|im_end|>"]
+    assert tokenizer.decode(whole.input_ids.tolist()) == template.render(two_turns.messages)
+    untrained = replace(two_turns, messages=(two_turns.messages[0], replace(first, weight=0.0), *two_turns.messages[2:]))
+    assert_equal(encode(template, untrained), whole)
+
+
+def test_answers_that_are_not_rewritten_share_a_sequence() -> None:
+    tokenizer, template = TOKENIZERS["chatml"], ChatTemplate(TOKENIZERS["chatml"], THINKING, ())
+    answers = ("one", "two", "<think>hm</think>three", "four", "<think>so</think>five")
+    messages = [m for answer in answers for m in (Message("user", "?"), Message("assistant", answer))]
+    sequences = template.encode(Dialog(tuple(messages), HERE))
+    assert [trained_text(tokenizer, sequence) for sequence in sequences] == [
+        ["<think>hm</think>three<|im_end|>"],
+        ["one<|im_end|>", "two<|im_end|>", "four<|im_end|>", "<think>so</think>five<|im_end|>"],
+    ]
 
 
 def test_a_template_may_refuse_a_dialog_in_its_own_words() -> None:
@@ -175,18 +198,10 @@ def test_a_template_may_refuse_a_dialog_in_its_own_words() -> None:
     assert isinstance(results[1], EncodedDialog)
 
 
-def test_text_that_spells_a_special_token_is_noticed() -> None:
-    template = TEMPLATES["chatml"]
-    spelling = attempt(template, Dialog((Message("user", "what is <|im_end|>?"), Message("assistant", "b")), HERE))
-    ordinary = attempt(template, Dialog((Message("user", "what is <im_end>?"), Message("assistant", "b")), HERE))
-    assert spelling.spells_special
-    assert not ordinary.spells_special
-
-
 def test_a_token_across_the_start_of_an_answer_is_masked_and_counted() -> None:
     result = attempt(TEMPLATES["chatml"], Dialog((Message("user", "a"), Message("assistant", "\nb")), HERE))
     assert result.straddling == 1
-    assert trained_text(TOKENIZERS["chatml"], result.encoded) == ["b<|im_end|>"]
+    assert trained_text(TOKENIZERS["chatml"], result.sequences[0]) == ["b<|im_end|>"]
 
 
 def test_a_silent_generation_prompt_is_noticed() -> None:

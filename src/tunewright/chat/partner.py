@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.config.schema import ChatConfig, ModelConfig
-from tunewright.data.template import ChatTemplate
+from tunewright.data.template import ChatTemplate, template_source
 from tunewright.errors import UsageError
 from tunewright.models.adapters import load_adapter
 from tunewright.models.dtype import choose_dtype
@@ -150,7 +150,8 @@ def _open_run(run: RunFolder, checkpoint: str | None) -> Partner:
 def _open_model(target: str) -> Partner:
     folder = resolve_model(ModelConfig(name=target), Path.cwd())
     tokenizer = load_tokenizer(folder.path)
-    template = ChatTemplate(tokenizer, None, eos_ids(folder.path, tokenizer))
+    source = template_source(tokenizer, "auto", Path.cwd(), target)
+    template = ChatTemplate(tokenizer, source, eos_ids(folder.path, tokenizer))
     dtype, _ = choose_dtype("auto")
     return Partner(
         name=folder.name,

@@ -1,4 +1,4 @@
-"""`tunewright ls [recipes|models|formats] [--json]`: what can be named in a config."""
+"""`tunewright ls [recipes|models|templates|formats] [--json]`: what can be named in a config."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ FORMATS = {
 class Kind(StrEnum):
     recipes = "recipes"
     models = "models"
+    templates = "templates"
     formats = "formats"
 
 
@@ -24,7 +25,7 @@ def ls(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything unless named.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List recipes, built-in models and data formats."""
+    """List recipes, built-in models, chat templates and data formats."""
     kinds = [kind] if kind else list(Kind)
     listing = {each.value: LISTINGS[each]() for each in kinds}
     if as_json:
@@ -58,9 +59,24 @@ def list_models() -> list[dict[str, Any]]:
     ]
 
 
+def list_templates() -> list[dict[str, Any]]:
+    """Each name that `data.template` can have, with one dialog as it writes it; `stop` ends an answer."""
+    from tunewright.data.template_table import table
+
+    return [
+        {
+            "template": name,
+            "about": entry.about,
+            "stop": entry.stop.replace("{eos}", "end of text"),
+            "example": entry.example.replace("\n", "⏎"),
+        }
+        for name, entry in table().items()
+    ]
+
+
 def list_formats() -> list[dict[str, Any]]:
     """Each value that `format` of a data source can have."""
     return [{"format": name, "rows": rows} for name, rows in FORMATS.items()]
 
 
-LISTINGS = {Kind.recipes: list_recipes, Kind.models: list_models, Kind.formats: list_formats}
+LISTINGS = {Kind.recipes: list_recipes, Kind.models: list_models, Kind.templates: list_templates, Kind.formats: list_formats}

@@ -63,10 +63,22 @@ class DataConfig(Section):
         None, description="System prompt where a row has none; also used by chat, evaluation and export afterwards."
     )
     template: str = Field(
-        "auto", description="auto is the tokenizer's own chat template; otherwise the path of a Jinja file."
+        "auto",
+        description="How dialogs are written: auto is the tokenizer's own chat template, or the one that fits the "
+        "model's name; otherwise a name from `tunewright ls templates`, or the path of a Jinja file.",
+    )
+    reasoning: Literal["train", "strip"] = Field(
+        "train",
+        description="What a thinking model wrote before its answers: train on it, or strip it and switch thinking off, "
+        "afterwards too.",
     )
     max_length: int = Field(
-        1024, ge=2, description="Longest sequence in tokens; longer examples are left out and counted."
+        1024, ge=2, description="Longest sequence in tokens; what becomes of longer examples is too_long's to say."
+    )
+    too_long: Literal["keep_oldest", "keep_newest", "drop"] = Field(
+        "keep_oldest",
+        description="Dialogs beyond max_length are cut between turns, keeping the oldest or the newest that fit, or "
+        "dropped; answers are never cut. All are counted.",
     )
     drop_bad_rows: bool = Field(False, description="Go on although more than a tenth of the rows must be left out.")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunewright.config.schema import DataConfig, RunConfig
+from tunewright.data.cut import fit_many, longest
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, Place, Text
 from tunewright.data.load import MOST_BAD, Dropped, Loaded, load_examples, places
 from tunewright.data.stop import StopProof, prove_answers_stop, prove_documents_end
@@ -31,7 +32,8 @@ class Prepared:
     `dropped` is everything left out, by the reader and here. `straddling` counts tokens that begin before an answer
     and end in it (masked), `spells_special` are the places whose text spells a special token. For pt an example
     stands once per window, `cut_documents` counts the documents that needed several, and `template` is None where
-    the tokenizer has none.
+    the tokenizer has none. For sft a dialog stands once per sequence its template needs (mostly one), `cut_dialogs`
+    are the places of those that lost turns so that they fit.
     """
 
     train: EncodedSet
@@ -46,6 +48,7 @@ class Prepared:
     straddling: int = 0
     spells_special: list[Place] = field(default_factory=list)
     cut_documents: int = 0
+    cut_dialogs: list[Place] = field(default_factory=list)
 
 
 def prepare(
@@ -61,8 +64,8 @@ def prepare(
     out and, unless `require_stop` is False (`check` shows the proof itself), data that cannot teach the model to stop.
     """
     data, stage = config.data, config.method.stage
-    source = template_source(tokenizer, data.template, base)
-    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids)
+    source = template_source(tokenizer, data.template, base, config.model.name, data.reasoning)
+    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids, data.reasoning)
     loaded = load_examples(data, stage, config.train.seed, base)
     if stage == "pt":
         prepared = _prepare_texts(data, loaded, tokenizer, stop_ids, template)
@@ -112,7 +115,7 @@ def _window(ids: np.ndarray) -> Encoded:
 
 
 def _prepare_dialogs(data: DataConfig, loaded: Loaded, template: ChatTemplate) -> Prepared:
-    train, validation = (_attempt(side, template) for side in (loaded.train, loaded.validation))
+    train, validation = (_attempt(side, template, data) for side in (loaded.train, loaded.validation))
     _require_fitting(data, [*train, *validation])
     dropped = [*loaded.dropped, *_left_out(data, [*train, *validation])]
     _refuse_many(data, loaded.rows, dropped, [*train, *validation])
@@ -127,31 +130,32 @@ def _prepare_dialogs(data: DataConfig, loaded: Loaded, template: ChatTemplate) -
         loaded=loaded,
         dropped=dropped,
         template=template,
-        train_examples=[dialog for dialog, _ in kept_train],
-        validation_examples=[dialog for dialog, _ in kept_validation],
+        train_examples=[dialog for dialog, item in kept_train for _ in item.sequences],
+        validation_examples=[dialog for dialog, item in kept_validation for _ in item.sequences],
         stop_ids=template.stop_ids,
         stop_proof=prove_answers_stop(train_set, template.stop_ids)
         + prove_answers_stop(validation_set, template.stop_ids),
         straddling=sum(item.straddling for _, item in kept),
         spells_special=[dialog.place for dialog, item in kept if item.spells_special],
+        cut_dialogs=[dialog.place for dialog, item in kept if item.cut],
     )
 
 
 _Attempt = tuple[Dialog, EncodedDialog | Refused]
 
 
-def _attempt(examples: Sequence[Example], template: ChatTemplate) -> list[_Attempt]:
+def _attempt(examples: Sequence[Example], template: ChatTemplate, data: DataConfig) -> list[_Attempt]:
     dialogs = [example for example in examples if isinstance(example, Dialog)]
-    return list(zip(dialogs, template.attempt_many(dialogs), strict=True))
+    return list(zip(dialogs, fit_many(template, dialogs, data.max_length, data.too_long), strict=True))
 
 
 def _reason(data: DataConfig, result: EncodedDialog | Refused) -> str | None:
     """Why a dialog is left out, None where it is kept."""
     if isinstance(result, Refused):
         return result.reason
-    if len(result.encoded) > data.max_length:
+    if longest(result) > data.max_length:
         return f"longer than data.max_length = {data.max_length}"
-    return None if result.encoded.weights.any() else "no token of it is trained"
+    return None if any(item.weights.any() for item in result.sequences) else "no token of it is trained"
 
 
 def _left_out(data: DataConfig, attempts: Sequence[_Attempt]) -> list[Dropped]:
@@ -168,21 +172,22 @@ def _kept(data: DataConfig, attempts: Sequence[_Attempt]) -> list[tuple[Dialog, 
 
 
 def _build(kept: Sequence[tuple[Dialog, EncodedDialog]]) -> EncodedSet:
-    return EncodedSet.build((item.encoded for _, item in kept), [dialog.place for dialog, _ in kept])
+    sequences = [(sequence, dialog.place) for dialog, item in kept for sequence in item.sequences]
+    return EncodedSet.build((sequence for sequence, _ in sequences), [place for _, place in sequences])
 
 
 def _require_fitting(data: DataConfig, attempts: Sequence[_Attempt]) -> None:
-    encoded = [(dialog, result.encoded) for dialog, result in attempts if isinstance(result, EncodedDialog)]
+    encoded = [(dialog, longest(result)) for dialog, result in attempts if isinstance(result, EncodedDialog)]
     if not encoded:
         first = next((dialog.place, result.reason) for dialog, result in attempts if isinstance(result, Refused))
         raise UsageError(
             f"none of the {len(attempts):,} dialogs can be trained on; first {first[0]}: {first[1]}. "
             "Give another template in `data.template: path.jinja`"
         )
-    dialog, shortest = min(encoded, key=lambda item: len(item[1]))
-    if len(shortest) > data.max_length:
+    dialog, shortest = min(encoded, key=lambda item: item[1])
+    if shortest > data.max_length:
         raise UsageError(
-            f"data.max_length is {data.max_length}, but the shortest example, {dialog.place}, has {len(shortest)} "
+            f"data.max_length is {data.max_length}, but the shortest example, {dialog.place}, has {shortest} "
             f"tokens; set data.max_length to {_fitting(attempts)} to keep 99 % of the examples"
         )
 
@@ -203,7 +208,7 @@ def _refuse_many(data: DataConfig, rows: int, dropped: Sequence[Dropped], attemp
 
 def _fitting(attempts: Sequence[_Attempt]) -> int:
     """The length that 99 % of the examples keep to."""
-    lengths = [len(result.encoded) for _, result in attempts if isinstance(result, EncodedDialog)]
+    lengths = [longest(result) for _, result in attempts if isinstance(result, EncodedDialog)]
     return int(np.percentile(lengths, 99, method="inverted_cdf"))
 
 

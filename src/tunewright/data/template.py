@@ -1,56 +1,75 @@
 """The chat template: how a dialog becomes text, token ids and loss weights; one renderer for training, chat and export.
 
-The text is the tokenizer's own Jinja template (or one given) in transformers' sandbox, tokenised once as a whole.
-Which tokens are trained follows from structure, never from searching decoded text:
+The text is the tokenizer's own Jinja template, or another one given, tokenised as a whole. Which tokens are trained
+follows from structure, never from searching decoded text:
 
 1. a template with `{% generation %}` marks says itself which characters the assistant writes;
-2. otherwise the dialog up to a question, rendered with the generation prompt, and the dialog up to its answer are
-   both prefixes of the whole rendering, and what lies between them is what the model must write.
+2. otherwise the dialog up to a question, rendered with the generation prompt, is how the dialog up to its answer
+   begins, and what that adds is what the model must write.
 
-A token is trained when it lies wholly inside such a span and not behind the stop token that ends it.
+A token is trained when it lies wholly inside such a span and not behind the stop token that ends it. Its loss weight
+is that of its message.
+
+Some templates render an answer differently once the dialog goes on: thinking models forget earlier thoughts, others
+write the end only behind the last answer. Such answers are trained in sequences of their own, each as the model sees
+it at that moment; the token forest computes what these sequences share only once.
 """
 
+import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from tunewright.data.examples import Dialog, Encoded, Message
+from tunewright.data.escape import Escape, backend
+from tunewright.data.examples import Dialog, Encoded, Message, ToolCall
+from tunewright.data.render import Renderer, Tools, parse_tools
+from tunewright.data.template_table import fitting, named, require_tokens, table
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
+Reasoning = Literal["train", "strip"]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables by which templates let a model think or not
 _QUESTION, _ANSWER = "tunewright-question", "tunewright-answer"  # what the template is probed with
+_THOUGHTS, _RESULT, _TOOL = "tunewright-thoughts", "tunewright-result", "tunewright_tool"
 _CHUNK = 1000  # dialogs tokenised per call: large enough for the batch speed, small enough for flat memory
 
-REWRITES = "the chat template renders earlier answers differently once the dialog goes on"
 UNPROMPTED = "the chat template's generation prompt is not how it begins this answer"
 NO_QUESTION = "the dialog begins with an answer"
 UNMARKED = "the template's {% generation %} marks do not match the answers of the dialog"
+NO_TOOLS = "it comes with tools, and the chat template does not show them to the model"
+NO_CALLS = "it calls tools, and the chat template leaves calls or their results out"
+NO_REASONING = "the chat template leaves its reasoning out; strip that (data.reasoning: strip) or take another template"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedDialog:
     """A dialog that can be trained on.
 
-    `straddling` counts tokens that begin before an answer and end inside it (they stay masked), `spells_special`
-    says that a message contains the text of a special token, which tokenises as that token.
+    `sequences` is one, or several where the template renders earlier answers differently once the dialog goes on;
+    every trained answer is trained in exactly one of them. `straddling` counts tokens that begin before an answer and
+    end inside it (they stay masked), `spells_special` says that a message contains the text of a control token, which
+    is tokenised as plain text. `cut` is the number of messages left out so that it fits (data/cut.py).
     """
 
-    encoded: Encoded
+    sequences: tuple[Encoded, ...]
     straddling: int
     spells_special: bool
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +79,29 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The characters [start, end) of `text` that the model must write; `text` is the dialog up to there."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """The sequences of one dialog as text, each with its answers; `broken` where spellings in it are."""
+
+    sequences: list[tuple[str, list[_Answer]]]
+    broken: bool
+
+
 class ChatTemplate:
     """One renderer for training, chat, evaluation and export.
+
+    `reasoning` says what becomes of what an assistant thought before it answered: `train` lets the template place it,
+    or writes it in front of the answer in <think> tags where the template knows no place; `strip` leaves it out.
 
     Attributes:
         source: Jinja text of the template.
@@ -73,146 +113,188 @@ class ChatTemplate:
     Raises UsageError where there is no template, its Jinja is wrong, or it cannot render one question and answer.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", source: str | None, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        source: str | None,
+        eos_ids: Sequence[int],
+        reasoning: Reasoning = "train",
+    ) -> None:
         if not tokenizer.is_fast:
             raise UsageError(
                 "this model's tokenizer has no fast version (tokenizer.json), which is needed to know the characters "
                 "of each token; convert it once with transformers and point `model` at the result"
             )
-        if source is None and tokenizer.chat_template is None:
+        source = own_template(tokenizer) if source is None else source
+        if source is None:
             raise UsageError(
-                "this model's tokenizer has no chat template, so it is not known how a dialog is written; "
-                "give one in `data.template: path.jinja`, or start from the model's chat version (-instruct, -chat)"
+                "this model's tokenizer has no chat template, so it is not known how a dialog is written; name one "
+                "in `data.template` (`tunewright ls templates` shows them), give a file there (data.template: "
+                "path.jinja), or start from the model's chat version (-instruct, -chat)"
             )
-        self.source: str = source if source is not None else tokenizer.get_chat_template()
+        self.source: str = source
+        self._made_from = (tokenizer, source, tuple(eos_ids), reasoning)
         self._tokenizer = tokenizer
-        self._marked = _GENERATION_MARK.search(self.source) is not None
-        self._special_tokens: dict[str, str] = dict(tokenizer.special_tokens_map)
+        self._strip = reasoning == "strip"
+        self._marked = _GENERATION_MARK.search(source) is not None
         self._added = _added_tokens(tokenizer)
         self._spelling = special_spelling(tokenizer)
+        self._renderer = _compile(source, tokenizer)
+        self._escape = Escape(tokenizer, source)
         self.turn_end, self.prompt_is_silent = self._probe()
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         turn_end = [] if self.turn_end is None else [self.turn_end]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_ids, *eos, *turn_end]))
         self._stops = frozenset(self.stop_ids)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The text of a dialog. Raises UsageError with the template's own words where it refuses the messages."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTemplate, self._made_from  # compiled Jinja cannot be sent to another process
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: str | None = None) -> str:
+        """The text of a dialog; `tools` is a JSON list of the tools at hand.
+
+        Raises UsageError with the template's own words where it refuses the messages.
+        """
         try:
-            return self._render(messages, add_generation_prompt)
-        except TemplateError as error:
+            return self._renderer.text(self._placed(messages), parse_tools(tools), add_generation_prompt)
+        except (TemplateError, TypeError, ValueError) as error:
             raise UsageError(_refusal(error)) from error
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """Token ids after which the model writes its answer: the dialog so far and the generation prompt."""
-        text = self.render(messages, add_generation_prompt=True)
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if not self._escape.spelled(messages, tools):
+            text = self.render(messages, add_generation_prompt=True, tools=tools)
+            return list(self._encode([text])[0].ids)
+        try:
+            broken, tools = self._escape.broken(messages), self._escape.broken_tools(tools)
+            text = self.render(broken, add_generation_prompt=True, tools=tools)
+            return list(self._escape.encode([text])[0].ids)
+        except ValueError as error:
+            raise UsageError(f"this cannot be said to the model: {error}") from error
 
-    def encode(self, dialog: Dialog) -> Encoded:
-        """Token ids and loss weights of one dialog. Raises UsageError with the place where it cannot be trained on."""
-        return self.encode_many([dialog])[0]
-
-    def encode_many(self, dialogs: Sequence[Dialog]) -> list[Encoded]:
-        """As `encode`, tokenised in batches."""
-        encoded = []
-        for dialog, result in zip(dialogs, self.attempt_many(dialogs), strict=True):
-            if isinstance(result, Refused):
-                raise UsageError(f"{dialog.place}: {result.reason}")
-            encoded.append(result.encoded)
-        return encoded
+    def encode(self, dialog: Dialog) -> tuple[Encoded, ...]:
+        """The sequences of one dialog. Raises UsageError with the place where it cannot be trained on."""
+        (result,) = self.attempt_many([dialog])
+        if isinstance(result, Refused):
+            raise UsageError(f"{dialog.place}: {result.reason}")
+        return result.sequences
 
     def attempt_many(self, dialogs: Sequence[Dialog]) -> Iterator[EncodedDialog | Refused]:
         """One result per dialog, in order: the encoding, or why this template cannot train on it."""
         for begin in range(0, len(dialogs), _CHUNK):
-            chunk = dialogs[begin : begin + _CHUNK]
-            rendered = [self._text_and_spans(dialog.messages) for dialog in chunk]
-            texts = [item[0] for item in rendered if not isinstance(item, Refused)]
-            tokens = iter(self._tokenise(texts))
-            for dialog, item in zip(chunk, rendered, strict=True):
+            rendered = [self._render(dialog) for dialog in dialogs[begin : begin + _CHUNK]]
+            plain = (item for item in rendered if isinstance(item, _Rendered) and not item.broken)
+            encodings = iter(self._encode([text for item in plain for text, _ in item.sequences]))
+            for item in rendered:
                 if isinstance(item, Refused):
                     yield item
+                elif item.broken:
+                    yield self._weigh_broken(item)
                 else:
-                    yield self._weigh(dialog, *item, *next(tokens))
+                    yield self._weigh(item, [next(encodings) for _ in item.sequences])
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                _plain(messages),
-                chat_template=self.source,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
-        )
+    def _encode(self, texts: list[str]) -> "list[Encoding]":
+        return list(backend(self._tokenizer).encode_batch(texts, add_special_tokens=False))
 
-    def _render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        render: Callable[..., Any] = render_jinja_template  # annotated as returning str there
-        texts, marks = render(
-            conversations=[_plain(messages)],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self._special_tokens,
-        )
-        return texts[0], marks[0]
-
-    def _text_and_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | Refused:
-        """The whole text and the characters [start, end) that each trained answer, with its turn end, takes in it."""
+    def _render(self, dialog: Dialog) -> _Rendered | Refused:
         try:
-            return self._marked_spans(messages) if self._marked else self._prefix_spans(messages)
+            broken = self._escape.spelled(dialog.messages, dialog.tools)
+            messages = self._escape.broken(dialog.messages) if broken else dialog.messages
+            tools = parse_tools(self._escape.broken_tools(dialog.tools) if broken else dialog.tools)
+            if tools is not None and not self._shows_tools:
+                return Refused(NO_TOOLS)
+            if not self._shows_calls and any(message.tool_calls or message.role == "tool" for message in messages):
+                return Refused(NO_CALLS)
+            sequences = self._sequences(self._placed(messages), tools)
         except TemplateError as error:
             return Refused(_refusal(error))
+        except (TypeError, ValueError) as error:  # Jinja's arithmetic on what a message lacks, and broken JSON
+            return Refused(str(error))
+        return sequences if isinstance(sequences, Refused) else _Rendered(sequences, broken)
 
-    def _marked_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | Refused:
-        text, marks = self._render_marked(messages)
-        answers = [message for message in messages if message.role == "assistant"]
-        if len(marks) != len(answers):
-            return Refused(UNMARKED)
-        return text, [mark for mark, answer in zip(marks, answers, strict=True) if answer.train]
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with their reasoning where the template will find it, or without."""
+        if self._strip:
+            return [_without_reasoning(message) for message in messages]
+        if any(message.reasoning is not None for message in messages) and not self._places_reasoning:
+            return [_with_inline_reasoning(message) for message in messages]
+        return messages
 
-    def _prefix_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | Refused:
-        whole = self._render(messages)
-        spans: list[Span] = []
-        for i, message in enumerate(messages):
-            if not message.train:
-                continue
-            if i == 0:
+    def _sequences(
+        self, messages: Sequence[Message], tools: Tools | None
+    ) -> list[tuple[str, list[_Answer]]] | Refused:
+        """The whole dialog with the answers that stand in it as they stood when they were given, and the text up to
+        each answer that does not, with those that do so there."""
+        trained = [i for i, message in enumerate(messages) if message.train]
+        if not trained:
+            return [(self._renderer.text(messages, tools), [])]
+        pending: list[_Answer] = []
+        for i in trained:
+            answer = self._answer(messages[: i + 1], tools)
+            if isinstance(answer, Refused):
+                return answer
+            pending.append(answer)
+        whole = pending[-1].text if trained[-1] + 1 == len(messages) else self._renderer.text(messages, tools)
+        sequences = []
+        while pending:
+            inside = [answer for answer in pending if whole.startswith(answer.text)]
+            if inside:
+                sequences.append((whole, inside))
+                pending = [answer for answer in pending if not whole.startswith(answer.text)]
+            whole = pending[-1].text if pending else ""
+        return sequences[::-1]
+
+    def _answer(self, messages: Sequence[Message], tools: Tools | None) -> _Answer | Refused:
+        """The answer that ends `messages`."""
+        *before, message = messages
+        if self._marked:
+            text, marks = self._renderer.marked(messages, tools)
+            if len(marks) != sum(message.role == "assistant" for message in messages):
+                return Refused(UNMARKED)
+            start, end = marks[-1]
+        else:
+            if not before:
                 return Refused(NO_QUESTION)
-            prefix = self._render(messages[:i], add_generation_prompt=True)
-            upto = whole if i + 1 == len(messages) else self._render(messages[: i + 1])
-            if not upto.startswith(prefix):
+            text = self._renderer.text(messages, tools)
+            prompt = self._renderer.text(before, tools, add_generation_prompt=True)
+            if not text.startswith(prompt):
                 return Refused(UNPROMPTED)
-            if not whole.startswith(upto):
-                return Refused(REWRITES)
-            spans.append((len(prefix), len(upto)))
-        return whole, spans
+            start, end = len(prompt), len(text)
+        thoughts = _reasoning(message)
+        if thoughts is not None and thoughts.strip() not in text[start:end]:
+            return Refused(NO_REASONING)
+        return _Answer(text, start, end, message.weight)
 
-    def _tokenise(self, texts: list[str]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Ids and character offsets int64 [n, 2] of each text."""
-        if not texts:
-            return
-        batch = self._tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            yield ids, np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    def _weigh_broken(self, rendered: _Rendered) -> EncodedDialog | Refused:
+        try:
+            return self._weigh(rendered, self._escape.encode([text for text, _ in rendered.sequences]))
+        except ValueError as error:
+            return Refused(str(error))
 
-    def _weigh(
-        self, dialog: Dialog, text: str, spans: Sequence[Span], ids: list[int], offsets: np.ndarray
-    ) -> EncodedDialog:
+    def _weigh(self, rendered: _Rendered, encodings: "Sequence[Encoding]") -> EncodedDialog:
+        sequences = []
+        straddling = 0
+        for (text, answers), encoding in zip(rendered.sequences, encodings, strict=True):
+            encoded, count = self._weigh_one(text, answers, encoding)
+            sequences.append(encoded)
+            straddling += count
+        return EncodedDialog(tuple(sequences), straddling, rendered.broken)
+
+    def _weigh_one(self, text: str, answers: Sequence[_Answer], encoding: "Encoding") -> tuple[Encoded, int]:
+        ids = encoding.ids
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         # Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what
         # no token claims belongs to the one after it. Both bounds then never fall, and bisection finds the spans.
         ends = np.maximum.accumulate(offsets[:, 1])
         starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
         weights = np.zeros(len(ids), np.float32)
         straddling = 0
-        for start, end in spans:
-            first = int(np.searchsorted(starts, start))
-            last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(starts, end)))
-            straddling += int(np.count_nonzero(ends[:first] > start))
-            weights[first : self._stop_after(text, ids, offsets, first, last)] = 1.0
-        spells = any(self._spelling.search(message.content) for message in dialog.messages)
-        return EncodedDialog(Encoded(np.array(ids, np.int32), weights), straddling, spells)
+        for answer in answers:
+            first = int(np.searchsorted(starts, answer.start))
+            last = min(int(np.searchsorted(ends, answer.end, side="right")), int(np.searchsorted(starts, answer.end)))
+            straddling += int(np.count_nonzero(ends[:first] > answer.start))
+            weights[first : self._stop_after(text, ids, offsets, first, last)] = answer.weight
+        return Encoded(np.array(ids, np.int32), weights), straddling
 
     def _stop_after(self, text: str, ids: list[int], offsets: np.ndarray, first: int, last: int) -> int:
         """One past the first stop token of the run of added tokens and whitespace that ends [first, last).
@@ -231,39 +313,114 @@ class ChatTemplate:
         """Render one question and answer: the special token behind the answer; is the generation prompt ignored?"""
         question, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
         try:
-            whole = self._render([question, answer])
-            prompt = self._render([question], add_generation_prompt=True)
-            unprompted = self._render([question])
-        except TemplateSyntaxError as error:
-            raise UsageError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+            whole = self._renderer.text([question, answer])
+            prompt = self._renderer.text([question], add_generation_prompt=True)
+            unprompted = self._renderer.text([question])
         except (TemplateError, TypeError) as error:
             raise UsageError(f"the chat template cannot render one question and its answer: {error}") from error
         before, found, after = whole.rpartition(_ANSWER)
         if not found or _QUESTION not in before:
             raise UsageError("the chat template leaves out the content of the messages; use another `data.template`")
-        tail = self._tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
-        turn_end = next((id for id in tail if id in self._added), None)
+        turn_end = next((id for id in self._encode([after])[0].ids if id in self._added), None)
         lead = before.removeprefix(prompt)
         return turn_end, prompt == unprompted and lead != before and self._spelling.search(lead) is not None
 
+    @cached_property
+    def _places_reasoning(self) -> bool:
+        thinking = Message("assistant", _ANSWER, reasoning=_THOUGHTS)
+        return self._probe_shows([Message("user", _QUESTION), thinking], None, _THOUGHTS)
 
-def template_source(tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path) -> str | None:
-    """The Jinja text `data.template` means: a file's (relative to `base`), or the tokenizer's own for auto.
+    @cached_property
+    def _shows_tools(self) -> bool:
+        return self._probe_shows([Message("user", _QUESTION)], _PROBE_TOOLS, _TOOL)
 
-    Dates in it are fixed (`freeze_dates`). None where auto finds none. Raises UsageError for a file that is missing
-    or not UTF-8.
+    @cached_property
+    def _shows_calls(self) -> bool:
+        call = Message("assistant", "", tool_calls=(ToolCall(_TOOL, "{}"),))
+        dialog = [Message("user", _QUESTION), call, Message("tool", _RESULT, name=_TOOL)]
+        return self._probe_shows(dialog, None, _TOOL) and self._probe_shows(dialog, None, _RESULT)
+
+    def _probe_shows(self, messages: Sequence[Message], tools: Tools | None, sought: str) -> bool:
+        try:
+            return sought in self._renderer.text(messages, tools)
+        except (TemplateError, TypeError):
+            return True  # it refuses in its own words, and will do so again for the dialog
+
+
+_PROBE_TOOLS: Tools = [
+    {
+        "type": "function",
+        "function": {"name": _TOOL, "description": "", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+
+
+def template_source(
+    tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path, model: str = "", reasoning: Reasoning = "train"
+) -> str | None:
+    """The Jinja text `data.template` means, None where auto finds none.
+
+    auto is the tokenizer's own, else the one of our table that fits the name of the model. Otherwise a name in that
+    table, or a file relative to `base`. Dates in it are fixed (`freeze_dates`), and thinking is off where the data's
+    reasoning is stripped, so that chat and export, which read this text, keep to it.
+    Raises UsageError for a file that is missing or not UTF-8, and for tokens the tokenizer does not have.
     """
+    source = _found_source(tokenizer, setting, base, model)
+    if source is None:
+        return None
+    return freeze_dates(without_thinking(source) if reasoning == "strip" else source)
+
+
+def _found_source(tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path, model: str) -> str | None:
     if setting == "auto":
-        return None if tokenizer.chat_template is None else freeze_dates(str(tokenizer.get_chat_template()))
+        own = own_template(tokenizer)
+        fits = fitting(model) if own is None else None
+        return own if fits is None else _table_source(fits, tokenizer)
     path = base / setting
+    if named(setting) is not None and not path.is_file():
+        return _table_source(setting, tokenizer)
     try:
-        return freeze_dates(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
+        near = difflib.get_close_matches(setting, table(), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ", or a name from `tunewright ls templates`"
         raise UsageError(
-            f"data.template: cannot read {path} ({error.strerror}); write auto or the path of a Jinja file"
+            f"data.template: cannot read {path} ({error.strerror}); write auto, the path of a Jinja file{meant}"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"data.template: {path} is not UTF-8 (byte {error.start})") from error
+
+
+def _table_source(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    entry = named(name)
+    assert entry is not None
+    require_tokens(name, entry, tokenizer)
+    return entry.source
+
+
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The tokenizer's own Jinja text, None where it has none; one for tools is joined with the one without."""
+    own: str | dict[str, str] | None = tokenizer.chat_template
+    if own is None or isinstance(own, str):
+        return own
+    default, with_tools = own.get("default"), own.get("tool_use")
+    if default is None:
+        raise UsageError(
+            f"this model's tokenizer has several chat templates ({', '.join(own)}) and none is the default; "
+            "save the one you mean to a file and give it in `data.template: path.jinja`"
+        )
+    if with_tools is None:
+        return default
+    # trim_blocks takes the newline behind each tag away again, as Jinja does with the last one of a template.
+    tools, plain = with_tools.removesuffix("\n"), default.removesuffix("\n")
+    return f"{{% if tools %}}\n{tools}{{% else %}}\n{plain}{{% endif %}}"
+
+
+def without_thinking(source: str) -> str:
+    """`source` with the switches set by which a template lets its model think, unless the caller sets them."""
+    switches = [name for name in _THINKING_SWITCHES if re.search(rf"\b{name}\b", source)]
+    off = [f"{{%- if {name} is not defined %}}{{%- set {name} = false %}}{{%- endif %}}\n" for name in switches]
+    return "".join(off) + source
 
 
 def freeze_dates(source: str) -> str:
@@ -287,9 +444,34 @@ def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     return {id: content for id, content in contents.items() if not content.isspace()}
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _compile(source: str, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
+    try:
+        return Renderer(source, tokenizer.special_tokens_map)
+    except TemplateSyntaxError as error:
+        raise UsageError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
 
 
-def _refusal(error: TemplateError) -> str:
-    return f"the chat template does not take this dialog: {error.message}"
+def _reasoning(message: Message) -> str | None:
+    """What an assistant thought, wherever it stands."""
+    if message.reasoning is not None:
+        return message.reasoning
+    thought = _THOUGHT.match(message.content)
+    return None if thought is None else thought[1]
+
+
+def _without_reasoning(message: Message) -> Message:
+    thought = _THOUGHT.match(message.content) if message.role == "assistant" else None
+    if message.reasoning is None and thought is None:
+        return message
+    return replace(message, content=message.content[thought.end() :] if thought else message.content, reasoning=None)
+
+
+def _with_inline_reasoning(message: Message) -> Message:
+    if message.reasoning is None:
+        return message
+    return replace(message, content=f"<think>\n{message.reasoning}\n</think>\n\n{message.content}", reasoning=None)
+
+
+def _refusal(error: Exception) -> str:
+    message = error.message if isinstance(error, TemplateError) else str(error)
+    return f"the chat template does not take this dialog: {message}"
