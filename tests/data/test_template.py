@@ -172,7 +172,9 @@ def test_answers_a_template_rewrites_are_trained_as_they_were_given() -> None:
     assert_equal(early, encode(template, Dialog(two_turns.messages[:2], HERE)))
     assert trained_text(tokenizer, whole) == ["no<|im_end|>"]
     assert tokenizer.decode(whole.input_ids.tolist()) == template.render(two_turns.messages)
-    untrained = replace(two_turns, messages=(two_turns.messages[0], replace(first, weight=0.0), *two_turns.messages[2:]))
+    untrained = replace(
+        two_turns, messages=(two_turns.messages[0], replace(first, weight=0.0), *two_turns.messages[2:])
+    )
     assert_equal(encode(template, untrained), whole)
 
 

@@ -79,4 +79,9 @@ def list_formats() -> list[dict[str, Any]]:
     return [{"format": name, "rows": rows} for name, rows in FORMATS.items()]
 
 
-LISTINGS = {Kind.recipes: list_recipes, Kind.models: list_models, Kind.templates: list_templates, Kind.formats: list_formats}
+LISTINGS = {
+    Kind.recipes: list_recipes,
+    Kind.models: list_models,
+    Kind.templates: list_templates,
+    Kind.formats: list_formats,
+}

@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunewright.data.examples import Message
 
@@ -33,18 +35,23 @@ class Renderer:
     """
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
-        self._template = _environment().from_string(source)
-        self._variables = dict(variables)
+        environment = _environment()
+        self._template = environment.from_string(source)
+        self._variables = {**environment.globals, **variables}
 
     def text(self, messages: Sequence[Message], tools: Tools | None = None, add_generation_prompt: bool = False) -> str:
         """The rendered dialog; `tools` as `parse_tools` gives them."""
-        return self._template.render(
-            messages=plain_messages(messages),
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._variables,
+        context = self._template.new_context(
+            {
+                **self._variables,
+                "messages": plain_messages(messages),
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
+            shared=True,  # Template.render would gather the globals again for each dialog
         )
+        return "".join(self._template.root_render_func(context))
 
     def marked(self, messages: Sequence[Message], tools: Tools | None = None) -> tuple[str, list[Span]]:
         """The rendered dialog and the characters [start, end) inside each `{% generation %}` block."""
@@ -119,38 +126,6 @@ def _call_id(number: int) -> str:
     return f"call{number:05}"  # Mistral's templates insist on nine letters and digits
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=lambda format: datetime.now().strftime(format),
-        dict=_Dict(),
-        namespace=_Namespace,
-    )
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: what stands inside is what the assistant writes."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: "jinja2.parser.Parser") -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_wrap"), [], [], body).set_lineno(line)
-
-    def _wrap(self, caller: Callable[[], str]) -> str:
-        blocks, text = _blocks.get(), caller()
-        if blocks is None:
-            return text
-        blocks.append(len(text))
-        return f"{_BEGIN}{text}{_END}"
-
-
 class _Namespace(jinja2.utils.Namespace):
     """A namespace without the underscored names through which a template could reach Python's insides."""
 
@@ -173,6 +148,57 @@ class _Dict:
 
     def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
         return dict.fromkeys(keys, value)
+
+
+_DICT_NAMES = frozenset(dir(dict))
+_TEXT_METHODS = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox with a short way for what templates do all the time; anything else is judged as ever."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_NAMES:  # Python would find no attribute, and the key is taken
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is str and attribute in _TEXT_METHODS:
+            return getattr(obj, attribute)
+        if kind is _Namespace or (kind is LoopContext and not attribute.startswith("_")):
+            try:
+                return getattr(obj, attribute)  # what a namespace holds was put there by the template
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(
+        raise_exception=_raise_exception,
+        strftime_now=lambda format: datetime.now().strftime(format),
+        dict=_Dict(),
+        namespace=_Namespace,
+    )
+    return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`: what stands inside is what the assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it as an instance's
+
+    def parse(self, parser: "jinja2.parser.Parser") -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_wrap"), [], [], body).set_lineno(line)
+
+    def _wrap(self, caller: Callable[[], str]) -> str:
+        blocks, text = _blocks.get(), caller()
+        if blocks is None:
+            return text
+        blocks.append(len(text))
+        return f"{_BEGIN}{text}{_END}"
 
 
 def _tojson(

@@ -49,8 +49,8 @@ _THOUGHTS, _RESULT, _TOOL = "tunewright-thoughts", "tunewright-result", "tunewri
 _CHUNK = 1000  # dialogs tokenised per call: large enough for the batch speed, small enough for flat memory
 
 UNPROMPTED = "the chat template's generation prompt is not how it begins this answer"
+UNTHINKING = f"{UNPROMPTED}; where a thinking model is to answer without thoughts, set data.reasoning: strip"
 NO_QUESTION = "the dialog begins with an answer"
-UNMARKED = "the template's {% generation %} marks do not match the answers of the dialog"
 NO_TOOLS = "it comes with tools, and the chat template does not show them to the model"
 NO_CALLS = "it calls tools, and the chat template leaves calls or their results out"
 NO_REASONING = "the chat template leaves its reasoning out; strip that (data.reasoning: strip) or take another template"
@@ -136,6 +136,7 @@ class ChatTemplate:
         self._made_from = (tokenizer, source, tuple(eos_ids), reasoning)
         self._tokenizer = tokenizer
         self._strip = reasoning == "strip"
+        self._switchable = reasoning == "train" and without_thinking(source) != source
         self._marked = _GENERATION_MARK.search(source) is not None
         self._added = _added_tokens(tokenizer)
         self._spelling = special_spelling(tokenizer)
@@ -220,9 +221,7 @@ class ChatTemplate:
             return [_with_inline_reasoning(message) for message in messages]
         return messages
 
-    def _sequences(
-        self, messages: Sequence[Message], tools: Tools | None
-    ) -> list[tuple[str, list[_Answer]]] | Refused:
+    def _sequences(self, messages: Sequence[Message], tools: Tools | None) -> list[tuple[str, list[_Answer]]] | Refused:
         """The whole dialog with the answers that stand in it as they stood when they were given, and the text up to
         each answer that does not, with those that do so there."""
         trained = [i for i, message in enumerate(messages) if message.train]
@@ -237,33 +236,56 @@ class ChatTemplate:
         whole = pending[-1].text if trained[-1] + 1 == len(messages) else self._renderer.text(messages, tools)
         sequences = []
         while pending:
-            inside = [answer for answer in pending if whole.startswith(answer.text)]
+            placed = [(answer, self._within(whole, answer)) for answer in pending]
+            inside = [answer for _, answer in placed if answer is not None]
             if inside:
                 sequences.append((whole, inside))
-                pending = [answer for answer in pending if not whole.startswith(answer.text)]
+            pending = [answer for answer, found in placed if found is None]
             whole = pending[-1].text if pending else ""
         return sequences[::-1]
+
+    def _within(self, whole: str, answer: _Answer) -> _Answer | None:
+        """`answer` as it stands in `whole`, None where that goes on differently before the answer's stop token."""
+        if whole.startswith(answer.text):
+            return answer
+        end = self._end_of_stop(answer)
+        return replace(answer, text=answer.text[:end], end=end) if whole.startswith(answer.text[:end]) else None
+
+    def _end_of_stop(self, answer: _Answer) -> int:
+        """One past the first stop token of the run of added tokens and whitespace that ends the answer."""
+        text, position, end = answer.text, answer.end, answer.end
+        while position > answer.start:
+            before = max(answer.start, len(text[:position].rstrip()))
+            id = next((id for id, token in self._added.items() if text.endswith(token, answer.start, before)), None)
+            if id is None:
+                break
+            end = before if id in self._stops else end
+            position = before - len(self._added[id])
+        return end
 
     def _answer(self, messages: Sequence[Message], tools: Tools | None) -> _Answer | Refused:
         """The answer that ends `messages`."""
         *before, message = messages
-        if self._marked:
-            text, marks = self._renderer.marked(messages, tools)
-            if len(marks) != sum(message.role == "assistant" for message in messages):
-                return Refused(UNMARKED)
-            start, end = marks[-1]
-        else:
+        span = self._marked_span(messages, tools) if self._marked else None
+        if span is None:
             if not before:
                 return Refused(NO_QUESTION)
             text = self._renderer.text(messages, tools)
             prompt = self._renderer.text(before, tools, add_generation_prompt=True)
             if not text.startswith(prompt):
-                return Refused(UNPROMPTED)
-            start, end = len(prompt), len(text)
+                return Refused(UNTHINKING if self._switchable else UNPROMPTED)
+            span = _Answer(text, len(prompt), len(text), message.weight)
         thoughts = _reasoning(message)
-        if thoughts is not None and thoughts.strip() not in text[start:end]:
+        if thoughts is not None and thoughts.strip() not in span.text[span.start : span.end]:
             return Refused(NO_REASONING)
-        return _Answer(text, start, end, message.weight)
+        return span
+
+    def _marked_span(self, messages: Sequence[Message], tools: Tools | None) -> _Answer | None:
+        """The answer that ends `messages` by the template's marks, None where these are not one per answer."""
+        text, marks = self._renderer.marked(messages, tools)
+        if len(marks) != sum(message.role == "assistant" for message in messages):
+            return None
+        return _Answer(text, *marks[-1], messages[-1].weight)
 
     def _weigh_broken(self, rendered: _Rendered) -> EncodedDialog | Refused:
         try:
@@ -281,31 +303,27 @@ class ChatTemplate:
         return EncodedDialog(tuple(sequences), straddling, rendered.broken)
 
     def _weigh_one(self, text: str, answers: Sequence[_Answer], encoding: "Encoding") -> tuple[Encoded, int]:
-        ids = encoding.ids
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        # Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what
-        # no token claims belongs to the one after it. Both bounds then never fall, and bisection finds the spans.
-        ends = np.maximum.accumulate(offsets[:, 1])
-        starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
+        ids = np.array(encoding.ids, np.int32)
         weights = np.zeros(len(ids), np.float32)
         straddling = 0
         for answer in answers:
-            first = int(np.searchsorted(starts, answer.start))
-            last = min(int(np.searchsorted(ends, answer.end, side="right")), int(np.searchsorted(starts, answer.end)))
-            straddling += int(np.count_nonzero(ends[:first] > answer.start))
-            weights[first : self._stop_after(text, ids, offsets, first, last)] = answer.weight
-        return Encoded(np.array(ids, np.int32), weights), straddling
+            first, last = _edge(encoding, text, answer.start), _edge(encoding, text, answer.end)
+            if first is None or last is None:
+                first, last, count = _tokens_inside(encoding, answer.start, answer.end)
+                straddling += count
+            weights[first : self._stop_after(text, encoding, first, last)] = answer.weight
+        return Encoded(ids, weights), straddling
 
-    def _stop_after(self, text: str, ids: list[int], offsets: np.ndarray, first: int, last: int) -> int:
+    def _stop_after(self, text: str, encoding: "Encoding", first: int, last: int) -> int:
         """One past the first stop token of the run of added tokens and whitespace that ends [first, last).
 
         `last` where there is none: then the stop proof fails.
         """
-        stop = last
+        ids, stop = encoding.ids, last
         for i in range(last - 1, first - 1, -1):
             if ids[i] in self._stops:
                 stop = i + 1
-            elif ids[i] not in self._added and not text[offsets[i, 0] : offsets[i, 1]].isspace():
+            elif ids[i] not in self._added and not text[slice(*encoding.token_to_chars(i) or (0, 0))].isspace():
                 break
         return stop
 
@@ -442,6 +460,30 @@ def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """Special and otherwise added tokens; whitespace that is one (Gemma's newlines) is ordinary text."""
     contents = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
     return {id: content for id, content in contents.items() if not content.isspace()}
+
+
+def _edge(encoding: "Encoding", text: str, position: int) -> int | None:
+    """The token that begins at a character, where the one before it ends there; None where it is less simple."""
+    token = len(encoding.ids) if position == len(text) else encoding.char_to_token(position)
+    if token is None or token == 0:
+        return None
+    before = encoding.token_to_chars(token - 1)
+    here = (position, position) if position == len(text) else encoding.token_to_chars(token)
+    return token if before is not None and here is not None and before[1] == position == here[0] else None
+
+
+def _tokens_inside(encoding: "Encoding", start: int, end: int) -> tuple[int, int, int]:
+    """[first, last) of the tokens wholly inside the characters [start, end), and how many only end inside.
+
+    Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what no
+    token claims belongs to the one after it. Both bounds then never fall, and bisection finds the tokens.
+    """
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    ends = np.maximum.accumulate(offsets[:, 1])
+    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
+    first = int(np.searchsorted(starts, start))
+    last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(starts, end)))
+    return first, last, int(np.count_nonzero(ends[:first] > start))
 
 
 def _compile(source: str, tokenizer: "PreTrainedTokenizerBase") -> Renderer:

@@ -106,9 +106,8 @@ def _lines(entry: Entry) -> Iterator[str]:
     yield f"{{%- set state = namespace(system={_quoted(entry.default or '')}, calls='') %}}"
     yield "{%- if messages and messages[0].role == 'system' %}{% set state.system = messages[0].content %}{% endif %}"
     yield "{%- if tools %}"
-    yield (
-        "    {%- set state.system = (state.system + '\\n\\n' if state.system else '') + " + _quoted(_TOOLS_BEGIN) + " %}"
-    )
+    gap = "(state.system + '\\n\\n' if state.system else '')"
+    yield f"    {{%- set state.system = {gap} + {_quoted(_TOOLS_BEGIN)} %}}"
     yield "    {%- for tool in tools %}{% set state.system = state.system + '\\n' + tool | tojson %}{% endfor %}"
     yield f"    {{%- set state.system = state.system + {_quoted(_TOOLS_END)} %}}"
     yield "{%- endif %}"
@@ -119,11 +118,9 @@ def _lines(entry: Entry) -> Iterator[str]:
     yield "{%- for message in messages %}"
     yield "    {%- set content = message.content %}"
     yield from _system(entry)
-    yield from _question("elif", "user", entry.user, "content", entry)
-    if entry.tool is None:
-        yield from _question("elif", "tool", entry.user, "'<tool_response>\\n' + content + '\\n</tool_response>'", entry)
-    else:
-        yield from _question("elif", "tool", entry.tool, "content", entry)
+    yield from _question("user", entry.user, "content", entry)
+    result = "'<tool_response>\\n' + content + '\\n</tool_response>'" if entry.tool is None else "content"
+    yield from _question("tool", entry.tool or entry.user, result, entry)
     yield from _answer(entry)
     yield "    {%- endif %}"
     yield "{%- endfor %}"
@@ -139,8 +136,8 @@ def _system(entry: Entry) -> Iterator[str]:
         yield f"        {{%- if not loop.first %}}{{{{ {_slot(entry.system, 'content')} }}}}{{% endif %}}"
 
 
-def _question(word: str, role: str, slot: str, content: str, entry: Entry) -> Iterator[str]:
-    yield f"    {{%- {word} message.role == '{role}' %}}"
+def _question(role: str, slot: str, content: str, entry: Entry) -> Iterator[str]:
+    yield f"    {{%- elif message.role == '{role}' %}}"
     if entry.in_user:
         yield f"        {{%- set content = {content} %}}"
         yield f"        {{%- if state.system %}}{{% set content = {_slot(entry.system, 'state.system')} + content %}}"
