@@ -28,6 +28,14 @@ def test_ls_names_everything(tunewright) -> None:
         assert name in done.out
 
 
+def test_ls_templates_shows_each_with_an_example(tunewright) -> None:
+    listing = {item["template"]: item for item in json.loads(tunewright("ls", "templates", "--json").out)}
+    assert listing["llama2"]["example"] == "<s>[INST] <<SYS>>⏎Be brief.⏎<</SYS>>⏎⏎Hi! [/INST] Hello. </s>"
+    assert listing["llama2"]["stop"] == "end of text"
+    assert listing["llama3"]["stop"] == "<|eot_id|>"
+    assert "baichuan2" in tunewright("ls", "templates").out
+
+
 def test_ls_json(tunewright) -> None:
     listing = json.loads(tunewright("ls", "--json").out)
     assert [entry["recipe"] for entry in listing["recipes"]] == recipe_names()

@@ -305,8 +305,7 @@ def test_reasoning_that_a_template_drops_is_refused_until_stripped() -> None:
 @pytest.mark.parametrize(("switch", "reason"), [("enable_thinking", UNTHINKING), ("anything", UNPROMPTED)])
 def test_a_prompt_that_opens_thoughts_needs_them_in_the_answer(switch: str, reason: str, tmp_path: Path) -> None:
     opening = f"{{% if not ({switch} is defined and not {switch}) %}}{{{{ '<think>' }}}}{{% endif %}}"
-    source = STYLES["chatml"][0].replace("assistant\\n' }}", "assistant\\n' }}" + opening)
-    assert source != STYLES["chatml"][0]
+    source = STYLES["chatml"][0].removesuffix("{% endif %}") + opening + "{% endif %}"
     tokenizer = tiny_tokenizer("chatml", source)
     dialog = Dialog((Message("user", "a"), Message("assistant", "b")), HERE)
     assert list(ChatTemplate(tokenizer, None, ()).attempt_many([dialog])) == [Refused(reason)]
@@ -366,8 +365,7 @@ def test_thinking_is_switched_off_unless_the_caller_says_otherwise() -> None:
 def test_no_example_changes_another(first: str, second: str) -> None:
     template = TEMPLATES["llama3"]
     one, other = (Dialog((Message("user", text), Message("assistant", text)), HERE) for text in (first, second))
-    alone = [list(template.attempt_many([dialog]))[0] for dialog in (one, other)]
+    alone = [attempt(template, dialog) for dialog in (one, other)]
     for got, expected in zip(template.attempt_many([one, other]), alone, strict=True):
         assert isinstance(got, EncodedDialog)
-        assert isinstance(expected, EncodedDialog)
         assert_equal(got.sequences[0], expected.sequences[0])

@@ -147,7 +147,7 @@ def _warnings(prepared: Prepared) -> list[str]:
     if spelling:
         warnings.append(
             f"the text of {len(spelling):,} {'row' if len(spelling) == 1 else 'rows'} spells special tokens, "
-            f"which will be read as such; first at {spelling[0]}"
+            f"which dialogs hold as plain text and documents as those tokens; first at {spelling[0]}"
         )
     if prepared.straddling:
         warnings.append(
