@@ -24,7 +24,7 @@ PERSONA = "smollm2-135m-instruct/lora-persona"
 def test_ls_names_everything(tunewright) -> None:
     done = tunewright("ls")
     assert done.code == 0
-    for name in [*recipe_names(), "smollm2-135m-instruct", *FORMATS]:
+    for name in [*recipe_names(), "smollm2-135m-instruct", "baichuan2", *FORMATS]:
         assert name in done.out
 
 
@@ -40,7 +40,7 @@ def test_ls_json(tunewright) -> None:
     listing = json.loads(tunewright("ls", "--json").out)
     assert [entry["recipe"] for entry in listing["recipes"]] == recipe_names()
     assert json.loads(tunewright("ls", "models", "--json").out) == listing["models"]
-    assert set(listing) == {"recipes", "models", "formats"}
+    assert set(listing) == {"recipes", "models", "templates", "formats"}
 
 
 def test_ls_formats_are_those_of_the_config() -> None:
