@@ -24,15 +24,23 @@ PERSONA = "smollm2-135m-instruct/lora-persona"
 def test_ls_names_everything(tunewright) -> None:
     done = tunewright("ls")
     assert done.code == 0
-    for name in [*recipe_names(), "smollm2-135m-instruct", *FORMATS]:
+    for name in [*recipe_names(), "smollm2-135m-instruct", "baichuan2", *FORMATS]:
         assert name in done.out
+
+
+def test_ls_templates_shows_each_with_an_example(tunewright) -> None:
+    listing = {item["template"]: item for item in json.loads(tunewright("ls", "templates", "--json").out)}
+    assert listing["llama2"]["example"] == "<s>[INST] <<SYS>>⏎Be brief.⏎<</SYS>>⏎⏎Hi! [/INST] Hello. </s>"
+    assert listing["llama2"]["stop"] == "end of text"
+    assert listing["llama3"]["stop"] == "<|eot_id|>"
+    assert "baichuan2" in tunewright("ls", "templates").out
 
 
 def test_ls_json(tunewright) -> None:
     listing = json.loads(tunewright("ls", "--json").out)
     assert [entry["recipe"] for entry in listing["recipes"]] == recipe_names()
     assert json.loads(tunewright("ls", "models", "--json").out) == listing["models"]
-    assert set(listing) == {"recipes", "models", "formats"}
+    assert set(listing) == {"recipes", "models", "templates", "formats"}
 
 
 def test_ls_formats_are_those_of_the_config() -> None:

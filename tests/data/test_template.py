@@ -11,8 +11,22 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizers import ENDLESS, STYLES, THINKING, tiny_tokenizer
-from tunewright.data.examples import Dialog, Encoded, Message, Place
-from tunewright.data.template import ChatTemplate, EncodedDialog, Refused, freeze_dates, template_source
+from tunewright.data.examples import Dialog, Encoded, Message, Place, ToolCall
+from tunewright.data.render import Renderer, parse_tools
+from tunewright.data.template import (
+    NO_CALLS,
+    NO_QUESTION,
+    NO_REASONING,
+    NO_TOOLS,
+    UNPROMPTED,
+    UNTHINKING,
+    ChatTemplate,
+    EncodedDialog,
+    Refused,
+    freeze_dates,
+    template_source,
+    without_thinking,
+)
 from tunewright.errors import UsageError
 
 HERE = Place("test.json", 1)
@@ -250,3 +264,108 @@ def test_dates_are_fixed_when_the_template_is_read() -> None:
     source = """{{ strftime_now("%d %b %Y") }} {{ strftime_now( '%Y' ) }} {{ strftime_now(x) }}"""
     today = datetime.now()
     assert freeze_dates(source) == f'{{{{ "{today:%d %b %Y}" }}}} {{{{ "{today:%Y}" }}}} {{{{ strftime_now(x) }}}}'
+
+
+TOOLS = '[{"name": "clock", "description": "Tells the time."}]'
+CALLING = Message("assistant", "", tool_calls=(ToolCall("clock", "{}"),))
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "reason"),
+    [
+        ((Message("assistant", "b"),), None, NO_QUESTION),
+        ((Message("user", "a"), Message("assistant", "b")), TOOLS, NO_TOOLS),
+        ((Message("user", "a"), CALLING), None, NO_CALLS),
+        ((Message("user", "a"), Message("assistant", "b")), "[3]", "its tools are not a JSON list of objects"),
+    ],
+)
+def test_what_a_template_would_leave_out_is_refused(
+    messages: tuple[Message, ...], tools: str | None, reason: str
+) -> None:
+    assert list(TEMPLATES["chatml"].attempt_many([Dialog(messages, HERE, tools)])) == [Refused(reason)]
+
+
+def test_reasoning_stands_before_the_answer_where_the_template_knows_no_place() -> None:
+    template = TEMPLATES["chatml"]
+    dialog = Dialog((Message("user", "a"), Message("assistant", "b", reasoning="hm")), HERE)
+    assert trained_text(TOKENIZERS["chatml"], encode(template, dialog)) == ["<think>\nhm\n</think>\n\nb<|im_end|>"]
+    stripping = ChatTemplate(TOKENIZERS["chatml"], None, (), "strip")
+    assert trained_text(TOKENIZERS["chatml"], encode(stripping, dialog)) == ["b<|im_end|>"]
+
+
+def test_reasoning_that_a_template_drops_is_refused_until_stripped() -> None:
+    """As DeepSeek-R1's does, even in the last answer."""
+    source = STYLES["chatml"][0].replace("message.content", "message.content.split('</think>')[-1]")
+    dialog = Dialog((Message("user", "a"), Message("assistant", "<think>hm</think>b")), HERE)
+    assert list(ChatTemplate(TOKENIZERS["chatml"], source, ()).attempt_many([dialog])) == [Refused(NO_REASONING)]
+    stripping = ChatTemplate(TOKENIZERS["chatml"], source, (), "strip")
+    assert trained_text(TOKENIZERS["chatml"], encode(stripping, dialog)) == ["b<|im_end|>"]
+
+
+@pytest.mark.parametrize(("switch", "reason"), [("enable_thinking", UNTHINKING), ("anything", UNPROMPTED)])
+def test_a_prompt_that_opens_thoughts_needs_them_in_the_answer(switch: str, reason: str, tmp_path: Path) -> None:
+    opening = f"{{% if not ({switch} is defined and not {switch}) %}}{{{{ '<think>' }}}}{{% endif %}}"
+    source = STYLES["chatml"][0].removesuffix("{% endif %}") + opening + "{% endif %}"
+    tokenizer = tiny_tokenizer("chatml", source)
+    dialog = Dialog((Message("user", "a"), Message("assistant", "b")), HERE)
+    assert list(ChatTemplate(tokenizer, None, ()).attempt_many([dialog])) == [Refused(reason)]
+    stripped = template_source(tokenizer, "auto", tmp_path, reasoning="strip")
+    if reason == UNTHINKING:
+        assert trained_text(tokenizer, encode(ChatTemplate(tokenizer, stripped, (), "strip"), dialog)) == [
+            "b<|im_end|>"
+        ]
+    else:
+        assert stripped == source
+
+
+def test_an_end_behind_the_last_answer_only_does_not_split_what_stops_before_it() -> None:
+    """Phi-3 writes <|endoftext|> behind the whole dialog, but its answers end with <|end|>."""
+    tokenizer = TOKENIZERS["chatml"]
+    source = STYLES["chatml"][0] + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
+    template = ChatTemplate(tokenizer, source, [tokenizer.pad_token_id])
+    messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    assert trained_text(tokenizer, encode(template, Dialog(messages, HERE))) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_marks_that_are_not_one_per_answer_are_not_relied_on() -> None:
+    source = STYLES["marked"][0] + "{% generation %}{{ '' }}{% endgeneration %}"
+    dialog = Dialog((Message("user", "Who?"), Message("assistant", "灯 x")), HERE)
+    template = ChatTemplate(TOKENIZERS["marked"], source, ())
+    assert_equal(encode(template, dialog), encode(TEMPLATES["marked"], dialog))
+
+
+def test_a_template_for_tools_is_used_with_tools() -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.chat_template = {"default": STYLES["chatml"][0] + "\n", "tool_use": "{{ tools | tojson }}\n" + THINKING}
+    template = ChatTemplate(tokenizer, None, ())
+    messages = [Message("user", "a"), Message("assistant", "b")]
+    for tools in (None, TOOLS):
+        assert template.render(messages, tools=tools) == tokenizer.apply_chat_template(
+            plain(tuple(messages)), tools=parse_tools(tools), tokenize=False
+        )
+    tokenizer.chat_template = {"rag": THINKING, "judge": THINKING}
+    with pytest.raises(UsageError, match=r"several chat templates \(rag, judge\) and none is the default"):
+        ChatTemplate(tokenizer, None, ())
+
+
+def test_thinking_is_switched_off_unless_the_caller_says_otherwise() -> None:
+    source = "  {% if enable_thinking is defined and not enable_thinking %}off{% else %}on{% endif %}{{ bos_token }}"
+    off = without_thinking(source)
+    assert Renderer(source, {}).text([]) == "on"
+    assert Renderer(off, {}).text([]) == "off"
+    assert Renderer(off, {"enable_thinking": True}).text([]) == "on"  # type: ignore[dict-item]  # as servers pass it
+    assert without_thinking("\n  {{ messages }}") == "\n  {{ messages }}"
+
+
+@given(
+    first=st.text(alphabet="ab 灯\n<|im_end|>", max_size=12),
+    second=st.text(alphabet="ab 灯\n<|im_end|>", max_size=12),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_example_changes_another(first: str, second: str) -> None:
+    template = TEMPLATES["llama3"]
+    one, other = (Dialog((Message("user", text), Message("assistant", text)), HERE) for text in (first, second))
+    alone = [attempt(template, dialog) for dialog in (one, other)]
+    for got, expected in zip(template.attempt_many([one, other]), alone, strict=True):
+        assert isinstance(got, EncodedDialog)
+        assert_equal(got.sequences[0], expected.sequences[0])
