@@ -1,6 +1,7 @@
 """Prove data, template and stop token, and plan memory and time; trains nothing.
 
-    tunewright check RUN.yaml [key=value …] [--json]
+    tunewright check RUN.yaml [key=value …] [--json] [--html FILE]
+    tunewright check RUN.yaml --row 7 --row rows.jsonl:412
 
 Ends with 1 where the stop proof fails. Looks at the model's tokenizer and config, and never at its weights.
 """
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewright.cli.output import print_json
+from tunewright.cli.output import cells, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from tunewright.data.check import Facts, Kind, Piece, Shown
+    from tunewright.data.check import Facts, Fate, Kind, Piece, Shown
+    from tunewright.data.examples import Place
+    from tunewright.data.explain import Explained
+    from tunewright.data.findings.found import Found, Level
     from tunewright.data.load import SourceReport
     from tunewright.engine.plan import Plan
 
@@ -33,6 +37,12 @@ LEGEND: "dict[Kind, str]" = {"masked": "read only", "trained": "trained", "stop"
 BEGINNING, END = 240, 120  # tokens shown of a sequence that is longer than both
 BARS = "▁▂▃▄▅▆▇█"
 LABEL_WIDTH = 14
+MARKS: "dict[Level, tuple[str, str]]" = {
+    "error": ("✗", "bold red"),
+    "warning": ("!", "yellow"),
+    "note": ("•", ""),
+    "fine": ("✓", "green"),
+}
 
 
 def check(
@@ -40,12 +50,19 @@ def check(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="key=value", help="Settings to change, such as data.max_length=512.")
     ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N|FILE:LINE", help="Show what becomes of this row, token by token; may be repeated."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as one page, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove data, template and stop token, and plan memory and time; trains nothing."""
     from tunewright.config.load import load_config
     from tunewright.data.check import gather_facts
     from tunewright.data.encode import prepare
+    from tunewright.data.explain import explain_rows
+    from tunewright.data.page import write_page
     from tunewright.engine.plan import plan_training
     from tunewright.models.load import eos_ids, load_tokenizer
     from tunewright.models.resolve import resolve_model
@@ -53,13 +70,27 @@ def check(
     run = load_config(Path(config), overrides or [])
     model = resolve_model(run.model, Path.cwd())
     tokenizer = load_tokenizer(model.path)
-    prepared = prepare(run, tokenizer, eos_ids(model.path, tokenizer), Path.cwd(), require_stop=False)
-    facts = gather_facts(run.method.stage, prepared, tokenizer)
+    stated = eos_ids(model.path, tokenizer)
+    rows = explain_rows(run, tokenizer, stated, Path.cwd(), row or [])
+    if rows and html is None:
+        if as_json:
+            print_json([explained.to_dict() for explained in rows])
+        else:
+            _print_rows(rows)
+        return
+    prepared = prepare(run, tokenizer, stated, Path.cwd(), require_stop=False)
+    facts = gather_facts(run.method.stage, prepared, tokenizer, stated)
     if as_json:
-        print_json({**facts.to_dict(), "plan": plan_training(run, model.path, prepared).to_dict()})
+        plan = plan_training(run, model.path, prepared)
+        print_json({**facts.to_dict(), "plan": plan.to_dict()})
     else:
         _print_facts(facts)
-        _print_plan(plan_training(run, model.path, prepared))  # after the facts: it takes longer, or may not fit
+        plan = plan_training(run, model.path, prepared)  # after the facts: it takes longer, or may not fit
+        _print_plan(plan)
+    if html is not None:
+        write_page(html, facts, ", ".join(source.path for source in facts.sources), model.name, plan.lines(), rows)
+        if not as_json:
+            print(f"\nwritten to {html}")
     if not facts.stop_proof:
         raise typer.Exit(1)
 
@@ -101,15 +132,12 @@ def _print_sections(console: "Console", sections: "Sequence[tuple[str, Text]]") 
 def _sections(facts: "Facts", colored: bool) -> "list[tuple[str, Text]]":
     from rich.text import Text
 
-    from tunewright.data.load import places
-
-    left_out = [f"{item.count:,} × {item.reason}: {places(item)}" for item in facts.dropped]
     mark = ("✓ ", "bold green") if facts.stop_proof else ("✗ ", "bold red")
     stops = f": {' '.join(facts.stop_tokens)}" if facts.stop_proof else ""
     sections = [
         ("data", Text("\n".join(map(_source, facts.sources)))),
         ("examples", Text(_counts(facts))),
-        ("left out", Text("\n".join(left_out) or "nothing")),
+        ("every row", _account(facts.account, facts.rows)),
         ("tokens", Text(_tokens(facts))),
         ("lengths", Text(_lengths(facts))),
         ("first example", _example(facts.first, colored)),
@@ -117,9 +145,61 @@ def _sections(facts: "Facts", colored: bool) -> "list[tuple[str, Text]]":
     ]
     if facts.failing is not None and facts.failing.place != facts.first.place:
         sections.append(("does not stop", _example(facts.failing, colored)))
-    if facts.warnings:
-        sections.append(("look at", Text("\n".join(f"• {warning}" for warning in facts.warnings), "yellow")))
-    return sections
+    looked = [found for found in facts.findings if found.level != "fine"]
+    if looked:
+        sections.append(("look at", Text("\n").join(map(_found, looked))))
+    fine = [f"✓ {found.message}" for found in facts.findings if found.level == "fine"]
+    return [*sections, ("fine", Text("\n".join(fine), "dim"))]
+
+
+def _account(fates: "Sequence[Fate]", rows: int) -> "Text":
+    """What became of every row: count, share, first places."""
+    from rich.text import Text
+
+    from tunewright.data.findings.found import percent
+
+    counts = [f"{fate.count:,}" for fate in fates]
+    shares = [percent(fate.count, rows) for fate in fates]
+    names = [f"of all these, {fate.what}" if fate.counted_above else fate.what for fate in fates]
+    widths = [max(map(cells, column)) for column in (counts, shares, names)]
+    lines = []
+    for fate, count, share, name in zip(fates, counts, shares, names, strict=True):
+        padding = " " * (widths[2] - cells(name))
+        line = Text(f"{count:>{widths[0]}}  {share:>{widths[1]}}  {name}{padding}  ")
+        lines.append(line.append(_places(fate.first, fate.count), "dim"))
+    return Text("\n").join(lines)
+
+
+def _found(found: "Found") -> "Text":
+    """One finding: the sentence, where first, what to do."""
+    from rich.text import Text
+
+    mark, style = MARKS[found.level]
+    text = Text.assemble((f"{mark} ", style), (found.message, style))
+    if found.first:
+        text.append(f"\n  {_places(found.first, found.count)}", "dim")
+    return text.append(f"\n  {found.advice}") if found.advice else text
+
+
+def _places(first: "Sequence[Place]", count: int) -> str:
+    """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
+    parts, file = [], None
+    for place in first:
+        parts.append(f":{place.line}" if place.file == file else str(place))
+        file = place.file
+    return ", ".join(parts) + (", …" if count > len(first) else "")
+
+
+def _print_rows(rows: "Sequence[Explained]") -> None:
+    from rich.text import Text
+
+    console = _console()
+    for row in rows:
+        source = "\n".join(f"{name}: {value}" for name, value in row.row.items())
+        fate = Text("✓ kept", "green") if row.reason is None else Text(f"✗ left out: {row.reason}", "red")
+        sections = [(f"row {row.number:,}", Text(str(row.place))), ("source", Text(source)), ("becomes", fate)]
+        sections += [("tokens", _example(shown, console.is_terminal)) for shown in row.shown]
+        _print_sections(console, sections)
 
 
 def _source(source: "SourceReport") -> str:

@@ -8,6 +8,9 @@ import numpy as np
 
 from tunewright.data.encode import Prepared, stop_failure
 from tunewright.data.examples import Encoded, Place
+from tunewright.data.findings.find import Looked, look
+from tunewright.data.findings.found import Found
+from tunewright.data.findings.scripts import ScriptShares
 from tunewright.data.load import Dropped, SourceReport
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ class Piece:
 
     text: str
     kind: Kind
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,22 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of some of the rows, and where the first of them stand. Those not `counted_above` add up to all."""
+
+    what: str
+    count: int
+    first: list[Place]
+    counted_above: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything the data say before training. `train` and `validation` count sequences: for pt these are windows."""
+    """Everything the data say before training.
+
+    `train` and `validation` count sequences: for pt these are windows. `account` says what became of every row,
+    `findings` everything that was looked at, the worst first; `warnings` are the sentences of those not fine.
+    """
 
     stage: str
     sources: list[SourceReport]
@@ -68,23 +86,39 @@ class Facts:
     stop_proof: bool
     stop_message: str
     warnings: list[str]
+    account: list[Fate]
+    findings: list[Found]
+    scripts: ScriptShares
     first: Shown
     failing: Shown | None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; places are written as `file:line`."""
         plain = asdict(self)
-        for item, dropped in zip(plain["dropped"], self.dropped, strict=True):
-            item["first"] = [str(place) for place in dropped.first]
+        told: dict[str, Sequence[Dropped | Fate | Found]] = {
+            "dropped": self.dropped,
+            "account": self.account,
+            "findings": self.findings,
+        }
+        for name, items in told.items():
+            for item, one in zip(plain[name], items, strict=True):
+                item["first"] = [str(place) for place in one.first]
+        for item, found in zip(plain["findings"], self.findings, strict=True):
+            for plain_sample, sample in zip(item["samples"], found.samples, strict=True):
+                plain_sample["place"] = str(sample.place)
+                plain_sample["other"] = None if sample.other is None else str(sample.other)
         for name, shown in (("first", self.first), ("failing", self.failing)):
             if shown is not None:
                 plain[name]["place"] = str(shown.place)
         return plain
 
 
-def gather_facts(stage: str, prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Facts:
-    """Look at prepared data; needs no model."""
+def gather_facts(
+    stage: str, prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", stated_eos: Sequence[int] = ()
+) -> Facts:
+    """Look at prepared data; needs no model. `stated_eos` are the ids that the model's own files end an answer with."""
     sides = (prepared.train, prepared.validation)
+    looked = look(prepared, tokenizer, stated_eos)
     loaded, proof = prepared.loaded, prepared.stop_proof
     subject = "answer" if stage == "sft" else "document"
     proven = f"all {proof.stretches:,} {subject}s end with a token that generation stops at"
@@ -99,14 +133,17 @@ def gather_facts(stage: str, prepared: Prepared, tokenizer: "PreTrainedTokenizer
         dropped=prepared.dropped,
         duplicates=loaded.duplicates,
         cut_documents=prepared.cut_documents,
-        tokens=sum(len(side.input_ids) for side in sides),
+        tokens=sum(int(side.lengths.sum()) for side in sides),
         supervised_tokens=sum(side.supervised_tokens for side in sides),
         lengths=_lengths(np.concatenate([side.lengths for side in sides])),
         stop_ids=list(prepared.stop_ids),
         stop_tokens=[str(tokenizer.convert_ids_to_tokens(id)) for id in prepared.stop_ids],
         stop_proof=proof.holds,
         stop_message=proven if proof.holds else stop_failure(prepared, tokenizer),
-        warnings=_warnings(prepared),
+        warnings=[found.message for found in looked.found if found.level != "fine"],
+        account=_account(prepared, looked),
+        findings=looked.found,
+        scripts=looked.scripts,
         first=Shown(prepared.train.places[0], color_tokens(prepared.train[0], tokenizer, prepared.stop_ids)),
         failing=None
         if failing is None
@@ -129,7 +166,7 @@ def color_tokens(encoded: Encoded, tokenizer: "PreTrainedTokenizerBase", stop_id
             continue
         known = str(tokenizer.decode(ids[before:begin]))
         kind: Kind = "masked" if encoded.weights[end - 1] == 0 else "stop" if ids[end - 1] in stop_ids else "trained"
-        pieces.append(Piece(text[len(known) :], kind))
+        pieces.append(Piece(text[len(known) :], kind, tuple(ids[begin:end])))
         before, begin = begin, end
     return pieces
 
@@ -140,26 +177,13 @@ def _lengths(lengths: np.ndarray) -> Lengths:
     return Lengths(int(lengths.min()), int(median), int(p95), int(p99), int(lengths.max()), counts.tolist())
 
 
-def _warnings(prepared: Prepared) -> list[str]:
-    """What is no fault, but worth a look before training."""
-    warnings = []
-    spelling = prepared.spells_special
-    if spelling:
-        warnings.append(
-            f"the text of {len(spelling):,} {'row' if len(spelling) == 1 else 'rows'} spells special tokens, "
-            f"which will be read as such; first at {spelling[0]}"
-        )
-    if prepared.straddling:
-        warnings.append(
-            f"{prepared.straddling:,} × the first characters of an answer make one token with the end of the prompt; "
-            "such a token is not trained"
-        )
-    if prepared.template is not None and prepared.template.prompt_is_silent:
-        warnings.append(
-            "the chat template has no generation prompt, so the model must write the header of its answer itself"
-        )
-    if prepared.template is not None and "strftime_now" in prepared.template.source:
-        warnings.append("the chat template writes today's date into every prompt, so tomorrow's tokens will differ")
-    if prepared.loaded.overlap:
-        warnings.append(f"{prepared.loaded.overlap:,} × a validation example is trained on too")
-    return warnings
+def _account(prepared: Prepared, looked: Looked) -> list[Fate]:
+    """What became of every row."""
+    fates = [Fate("trained on", looked.trained, looked.first_trained)]
+    if looked.held_out:
+        fates.append(Fate("held out for validation", looked.held_out, looked.first_held_out))
+    fates += [Fate(f"left out: {item.reason}", item.count, item.first) for item in prepared.dropped]
+    duplicates = next(found for found in looked.found if found.name == "duplicates")
+    if duplicates.count:
+        fates.append(Fate("equal to an earlier one", duplicates.count, list(duplicates.first), counted_above=True))
+    return fates

@@ -1,0 +1,152 @@
+"""One row of the data files, from its text to its tokens: what became of it and why."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.config.schema import DataConfig, RunConfig, SourceConfig
+from tunewright.data.check import Shown, color_tokens
+from tunewright.data.columns import Layout, choose_layout
+from tunewright.data.encode import encode_texts
+from tunewright.data.examples import Dialog, Encoded, Example, Place, Text
+from tunewright.data.formats import BadRow, read_example
+from tunewright.data.load import _columns
+from tunewright.data.read import read_rows
+from tunewright.data.template import ChatTemplate, Refused, template_source
+from tunewright.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LOOKED_AT = 1000  # rows that decide the form of a source
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """`number` counts rows from 1 over all files; `reason` says why the row is left out, None where it is kept;
+    `shown` are its sequences, also those that are too long."""
+
+    number: int
+    place: Place
+    row: dict[str, Any]
+    reason: str | None
+    shown: list[Shown]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "row": self.number,
+            "place": str(self.place),
+            "source": self.row,
+            "kept": self.reason is None,
+            "reason": self.reason,
+            "sequences": [
+                [{"text": piece.text, "kind": piece.kind, "ids": list(piece.ids)} for piece in shown.pieces]
+                for shown in self.shown
+            ],
+        }
+
+
+def explain_rows(
+    config: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    stated_eos: Sequence[int],
+    base: Path,
+    wanted: Sequence[str],
+) -> list[Explained]:
+    """Each of `wanted` is a row's number (1 is the first) or its place as check prints it, FILE:LINE.
+
+    Raises UsageError where there is no such row.
+    """
+    if not wanted:
+        return []
+    source = template_source(tokenizer, config.data.template, base)
+    pretraining = config.method.stage == "pt"
+    template = None if pretraining and source is None else ChatTemplate(tokenizer, source, stated_eos)
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stop_ids = tuple(dict.fromkeys([*stated_eos, *eos])) if template is None else template.stop_ids
+    return [_explain(config, tokenizer, template, stop_ids, base, which) for which in wanted]
+
+
+def _explain(
+    config: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate | None,
+    stop_ids: tuple[int, ...],
+    base: Path,
+    which: str,
+) -> Explained:
+    number, row, layout, place = _find(config.data, config.method.stage, base, which)
+    try:
+        example = read_example(row, layout, config.data.system, place)
+    except BadRow as bad:
+        return Explained(number, place, row, str(bad), [])
+    reason, sequences = _encode(example, config, tokenizer, template, stop_ids)
+    shown = [Shown(place, color_tokens(encoded, tokenizer, stop_ids)) for encoded in sequences]
+    return Explained(number, place, row, reason, shown)
+
+
+def _encode(
+    example: Example,
+    config: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: ChatTemplate | None,
+    stop_ids: tuple[int, ...],
+) -> tuple[str | None, list[Encoded]]:
+    limit = config.data.max_length
+    if isinstance(example, Text):
+        eos = stop_ids[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        (windows,) = encode_texts([example.text], tokenizer, eos, limit)
+        return None, windows
+    assert isinstance(example, Dialog)
+    assert template is not None
+    (result,) = template.attempt_many([example])
+    if isinstance(result, Refused):
+        return result.reason, []
+    length = len(result.encoded)
+    reason = f"longer than data.max_length = {limit}: it has {length:,} tokens" if length > limit else None
+    return reason, [result.encoded]
+
+
+def _find(data: DataConfig, stage: str, base: Path, which: str) -> tuple[int, dict[str, Any], Layout, Place]:
+    file, _, line = which.rpartition(":")
+    if not line.isdecimal() or int(line) == 0:
+        raise UsageError(f"--row {which}: give a row's number, or its place as check prints it: FILE:LINE")
+    number = 0
+    last: tuple[int, dict[str, Any], Layout, Place] | None = None
+    for row, layout, place in _rows(data, stage, base):
+        number += 1
+        if not file:
+            if number == int(line):
+                return number, row, layout, place
+            continue
+        if not _is_named(place.file, file):
+            continue
+        if last is not None and place.line > int(line):
+            return last
+        last = number, row, layout, place
+        if place.line == int(line):
+            return last
+    if last is not None and last[3].line < int(line):
+        return last  # the last row of a file may take many lines
+    if file:
+        raise UsageError(f"--row {which}: none of the data files is called {file}")
+    raise UsageError(f"--row {which}: the data has only {number:,} rows")
+
+
+def _is_named(path: str, name: str) -> bool:
+    return path == name or Path(path).name == name
+
+
+def _rows(data: DataConfig, stage: str, base: Path) -> Iterator[tuple[dict[str, Any], Layout, Place]]:
+    keys = ["data.train"] if len(data.train) == 1 else [f"data.train.{index}" for index in range(len(data.train))]
+    sources = list(zip(keys, data.train, strict=True))
+    if isinstance(data.validation, SourceConfig):
+        sources.append(("data.validation", data.validation))
+    for key, source in sources:
+        rows = read_rows(source, base, key)
+        head = list(islice(rows, _LOOKED_AT))
+        layout = choose_layout(*_columns([row for row, _ in head]), source, stage, key)
+        for row, place in chain(head, rows):
+            yield row, layout, place

@@ -1,0 +1,128 @@
+"""Answers that teach something unwanted: hardly anything, the same thing over and over, or to stop too early."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tunewright.data.findings.characters import DIGIT
+from tunewright.data.findings.found import Found, Tally, are, count_of
+from tunewright.data.findings.rows import Batch, Characters, Row
+from tunewright.data.loops import loop_period
+
+_SHORT = 16  # characters up to which an answer is searched for a letter
+_GRAM = 4
+_LONG_ENOUGH = 24  # tokens of an answer from which repeated 4-grams are counted
+_HALF = 0.5
+_LOOP_GRAMS = 5  # repeated 4-grams that every loop of `loop_period` has
+
+
+class ShortAnswers:
+    """Answers of one character, or without a letter or digit."""
+
+    def __init__(self) -> None:
+        self._short = Tally()
+        self._wordless = Tally()
+
+    def add(self, batch: Batch) -> None:
+        for row in batch.rows:
+            for answer in row.answers:
+                if len(answer) <= _SHORT or not answer.strip():
+                    self._judge(row, answer.strip())
+
+    def _judge(self, row: Row, answer: str) -> None:
+        if len(answer) <= 1:
+            self._short.add(row.place, row.text)
+        elif not _has_words(answer):
+            self._wordless.add(row.place, row.text)
+
+    def result(self) -> list[Found]:
+        found = []
+        for name, tally, what in (
+            ("short_answers", self._short, "one character or nothing"),
+            ("wordless_answers", self._wordless, "without a letter or digit"),
+        ):
+            if tally.count:
+                message = f"{count_of(tally.count, 'answer')} {are(tally.count)} {what}"
+                advice = "such answers teach the model to say next to nothing; take the rows out unless that is meant"
+                found.append(Found(name, "note", message, advice, tally.count, tally.first, tally.samples))
+        return found or [Found("short_answers", "fine", "no answer is empty, one character or without a word")]
+
+
+def _has_words(text: str) -> bool:
+    classes = Characters.of([text]).classes
+    return bool(((classes > 0) & (classes <= DIGIT)).any())
+
+
+class RepeatingAnswers:
+    """Answers that repeat themselves: they end in a loop, or more than half of their 4-grams of tokens stood before."""
+
+    def __init__(self, stop_ids: Sequence[int]) -> None:
+        self._stop_ids = np.array(sorted(stop_ids), np.int64)
+        self._repeating = Tally()
+        self._early = Tally()
+
+    def add(self, batch: Batch) -> None:
+        spoken: list[np.ndarray] = []  # tokens of each answer without its stop
+        owners: list[int] = []
+        for number, row in enumerate(batch.rows):
+            stops_early = False
+            for encoded in row.sequences:
+                trained = np.flatnonzero(encoded.weights)
+                for stretch in np.split(trained, np.flatnonzero(np.diff(trained) > 1) + 1):
+                    ids = encoded.input_ids[stretch]
+                    stops = np.isin(ids, self._stop_ids)
+                    stops_early |= bool(stops[:-1].any())
+                    spoken.append(ids[~stops])
+                    owners.append(number)
+            if stops_early:
+                self._early.add(row.place, row.text)
+        repeated = _repeated_grams(spoken)
+        told = -1
+        for ids, grams, owner in zip(spoken, repeated.tolist(), owners, strict=True):
+            if grams < _LOOP_GRAMS or owner == told:
+                continue
+            much = len(ids) >= _LONG_ENOUGH and grams > _HALF * (len(ids) - _GRAM + 1)
+            if much or loop_period(ids.tolist()) is not None:
+                told = owner
+                self._repeating.add(batch.rows[owner].place, batch.rows[owner].answer)
+
+    def result(self) -> list[Found]:
+        repeating, early = self._repeating, self._early
+        found = []
+        if repeating.count:
+            message = f"the {'answer' if repeating.count == 1 else 'answers'} of {count_of(repeating.count, 'row')} "
+            message += "repeats itself" if repeating.count == 1 else "repeat themselves"
+            advice = "a model trained on loops learns to loop; shorten or remove these rows"
+            found.append(
+                Found(
+                    "repeating_answers", "warning", message, advice, repeating.count, repeating.first, repeating.samples
+                )
+            )
+        else:
+            found.append(Found("repeating_answers", "fine", "no answer repeats itself"))
+        if early.count:
+            have = "has" if early.count == 1 else "have"
+            message = f"{count_of(early.count, 'row')} {have} a stop token inside an answer: generation would end there"
+            advice = "take the stop token out of the answer's text, or use a template that stops at another token"
+            found.append(Found("early_stops", "warning", message, advice, early.count, early.first, early.samples))
+        else:
+            found.append(Found("early_stops", "fine", "no stop token stands inside an answer"))
+        return found
+
+
+def _repeated_grams(answers: Sequence[np.ndarray]) -> np.ndarray:
+    """How many 4-grams of each answer stood in it before, int64."""
+    lengths = np.array([len(answer) for answer in answers], np.int64)
+    if not len(lengths) or lengths.max() < _GRAM:
+        return np.zeros(len(lengths), np.int64)
+    ids = np.concatenate(answers).astype(np.uint64)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    grams = owner[: 1 - _GRAM].astype(np.uint64)
+    for offset in range(_GRAM):
+        grams = (grams ^ ids[offset : len(ids) - _GRAM + 1 + offset]) * np.uint64(0x9E3779B97F4A7C15)
+        grams ^= grams >> np.uint64(29)
+    inside = owner[: 1 - _GRAM] == owner[_GRAM - 1 :]
+    owner = owner[: 1 - _GRAM][inside]
+    order = np.argsort(grams[inside], kind="stable")
+    ordered = grams[inside][order]
+    return np.bincount(owner[order[1:]][ordered[1:] == ordered[:-1]], minlength=len(lengths))
