@@ -75,13 +75,29 @@ def test_json_has_the_facts(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sum(facts["lengths"]["histogram"]) == 31
     assert facts["stop_tokens"] == ["<|im_end|>"]
     assert facts["plan"]["steps"] == 6
+    became = {fate["what"]: fate["count"] for fate in facts["account"] if not fate["counted_above"]}
+    assert became == {
+        "trained on": 28,
+        "held out for validation": 3,
+        "left out: no answer": 1,
+        "left out: longer than data.max_length = 200": 1,
+    }
+    found = {one["name"]: one for one in facts["findings"]}
+    assert (found["duplicates"]["count"], found["repeating_answers"]["level"]) == (1, "fine")
+    assert facts["warnings"] == [one["message"] for one in facts["findings"] if one["level"] != "fine"]
+    assert facts["scripts"]["questions"] == {"Latin": 31}
+    assert {"text", "kind", "ids"} == set(facts["first"]["pieces"][0])
 
 
 def test_text_shows_what_is_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(folder, capsys)
     assert code == 0
     assert "31 of 33 rows; 28 for training, 3 for validation; 1 equal an earlier one" in out
-    assert "1 × no answer" in out
+    account = out.split("every row")[1].split("\ntokens")[0].splitlines()
+    assert [line.split()[:4] for line in account[:2]] == [["28", "84.8", "%", "trained"], ["3", "9.1", "%", "held"]]
+    assert account[2].split()[:6] == ["1", "3", "%", "left", "out:", "no"]
+    assert account[2].endswith("rows.jsonl:32")
+    assert "of all these, equal to an earlier one" in account[4]
     assert "assistant⏎]\n" in out
     assert "在海上 👩‍👧.⟩⟪<|im_end|>⟫[⏎]\n" in out
     assert "✓ all 31 answers end with a token that generation stops at: <|im_end|>" in out
@@ -114,11 +130,54 @@ def test_warnings_name_what_is_worth_a_look(tmp_path: Path) -> None:
     source = "{# strftime_now #}" + STYLES["chatml"][0].split("{%- if add_generation_prompt")[0]
     (tmp_path / "silent.jinja").write_text(source, encoding="utf-8")
     for template, expected in (
-        ("auto", ["the text of 1 row spells special tokens", "1 × the first characters"]),
-        ("silent.jinja", ["the text of 1 row spells special tokens", "no generation prompt", "today's date"]),
+        ("auto", {"special_tokens", "straddling", "one_prompt"}),
+        ("silent.jinja", {"special_tokens", "silent_prompt", "date_in_prompt"}),
     ):
         config = RunConfig.model_validate({"model": "m", "data": {"train": "rows.json", "template": template}})
         prepared = prepare(config, TOKENIZERS["chatml"], [], tmp_path)
-        warnings = gather_facts("sft", prepared, TOKENIZERS["chatml"]).warnings
-        assert len(warnings) == len(expected)
-        assert all(part in warning for part, warning in zip(expected, warnings, strict=True))
+        facts = gather_facts("sft", prepared, TOKENIZERS["chatml"])
+        assert {found.name for found in facts.findings if found.level == "warning"} - {"leakage"} == expected
+        order = [["error", "warning", "note", "fine"].index(found.level) for found in facts.findings]
+        assert order == sorted(order)
+
+
+def test_any_row_is_shown_token_by_token(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(folder, capsys, "--row", "2", "--row", "rows.jsonl:32", "--row=33")
+    assert code == 0
+    assert out.startswith("row 2 ")
+    assert "\nsource        q: Where is boat 1?" in out
+    assert "⟨船 1 在海上 👩‍👧.⟩⟪<|im_end|>⟫[⏎]" in out
+    assert "row 32 " in out
+    assert "✗ left out: no answer" in out
+    assert "✗ left out: longer than data.max_length = 200: it has" in out
+    assert "stop proof" not in out
+    code, out, _ = run(folder, capsys, "--row", "33", "--json")
+    (row,) = json.loads(out)
+    assert (row["row"], row["place"].rpartition(":")[2], row["kept"]) == (33, "33", False)
+    assert row["source"]["q"] == "Too long"
+    assert "".join(piece["text"] for piece in row["sequences"][0]).count("灯") == 500
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("34", "--row 34: the data has only 33 rows"),
+        ("0", "--row 0: give a row's number, or its place as check prints it: FILE:LINE"),
+        ("x", "--row x: give a row's number, or its place as check prints it: FILE:LINE"),
+        ("other.json:3", "--row other.json:3: none of the data files is called other.json"),
+    ],
+)
+def test_rows_that_are_not_there(row: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(folder, capsys, "--row", row)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
+def test_a_line_within_a_row_means_that_row(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = tmp_path / "pretty.json"
+    rows.write_text(json.dumps(ROWS, indent=1, ensure_ascii=False), encoding="utf-8")
+    shown = {}
+    for line in (2, 3, 5, 6, 9, 121):
+        _, out, _ = run(folder, capsys, f"data.train={rows}", "--row", f"pretty.json:{line}", "--json")
+        shown[line] = json.loads(out)[0]["row"]
+    assert shown == {2: 1, 3: 1, 5: 1, 6: 2, 9: 2, 121: 30}

@@ -7,8 +7,8 @@ MIN_LOOP_REPEATS = 3  # the block stands at least so often in a row
 MIN_LOOP_TOKENS = 12  # and covers at least so many tokens: "!!!" or "ha ha ha" is style, not a loop
 
 
-def loop_period(ids: Sequence[int]) -> int | None:
-    """Period of the loop a reply ends in, or None.
+def loop_period(ids: Sequence[object]) -> int | None:
+    """Period of the loop a reply (its tokens or its characters) ends in, or None.
 
     A reply loops when its tail is one block of 1 to 64 tokens, standing at least 3 times in a row and covering at
     least 12 tokens (so a block of one token needs 12 repeats, of two 6, of three 4, of four and more 3). A last
@@ -16,6 +16,8 @@ def loop_period(ids: Sequence[int]) -> int | None:
     """
     ids = list(ids)
     for period in range(1, min(MAX_LOOP_PERIOD, len(ids) // MIN_LOOP_REPEATS) + 1):
+        if ids[-1] != ids[-1 - period]:
+            continue
         repeats = max(MIN_LOOP_REPEATS, -(-MIN_LOOP_TOKENS // period))
         tail = ids[-repeats * period :]
         if len(tail) == repeats * period and tail[period:] == tail[:-period]:

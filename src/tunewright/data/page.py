@@ -31,7 +31,7 @@ class Bar:
 
 
 def write_page(
-    path: Path, facts: Facts, title: str, model: str, plan: Sequence[str], rows: Sequence[Explained]
+    path: Path, facts: Facts, title: str, model: str, plan: Sequence[str] = (), rows: Sequence[Explained] = ()
 ) -> None:
     """Write the page aside, then rename it. Raises UsageError where the folder cannot be written to."""
     aside = path.with_name(path.name + ".new")

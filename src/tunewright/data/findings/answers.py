@@ -11,9 +11,9 @@ from tunewright.data.loops import loop_period
 
 _SHORT = 16  # characters up to which an answer is searched for a letter
 _GRAM = 4
-_LONG_ENOUGH = 24  # tokens of an answer from which repeated 4-grams are counted
-_HALF = 0.5
-_LOOP_GRAMS = 5  # repeated 4-grams that every loop of `loop_period` has
+_SUSPICIOUS = 5  # repeated 4-grams of tokens, from which the text itself is looked at
+_PIECE = 12  # bytes: two words of an alphabet, four Chinese characters
+_LONG_ENOUGH = 48  # bytes of an answer from which repeated pieces are counted
 
 
 class ShortAnswers:
@@ -54,7 +54,7 @@ def _has_words(text: str) -> bool:
 
 
 class RepeatingAnswers:
-    """Answers that repeat themselves: they end in a loop, or more than half of their 4-grams of tokens stood before."""
+    """Answers that repeat themselves, and answers with a stop token before their end."""
 
     def __init__(self, stop_ids: Sequence[int]) -> None:
         self._stop_ids = np.array(sorted(stop_ids), np.int64)
@@ -76,13 +76,9 @@ class RepeatingAnswers:
                     owners.append(number)
             if stops_early:
                 self._early.add(row.place, row.text)
-        repeated = _repeated_grams(spoken)
         told = -1
-        for ids, grams, owner in zip(spoken, repeated.tolist(), owners, strict=True):
-            if grams < _LOOP_GRAMS or owner == told:
-                continue
-            much = len(ids) >= _LONG_ENOUGH and grams > _HALF * (len(ids) - _GRAM + 1)
-            if much or loop_period(ids.tolist()) is not None:
+        for grams, owner in zip(_repeated_grams(spoken).tolist(), owners, strict=True):
+            if grams >= _SUSPICIOUS and owner != told and any(map(repeats_itself, batch.rows[owner].answers)):
                 told = owner
                 self._repeating.add(batch.rows[owner].place, batch.rows[owner].answer)
 
@@ -110,6 +106,21 @@ class RepeatingAnswers:
         return found
 
 
+def repeats_itself(answer: str) -> bool:
+    """Whether an answer ends in a loop of characters, or more than half of its pieces of 12 bytes stood before.
+
+    Characters and bytes, not tokens: where a tokenizer knows no Chinese, three laughs are a loop of nine tokens.
+    """
+    text = answer.strip()
+    if loop_period(text) is not None:
+        return True
+    content = text.encode(errors="surrogatepass")
+    pieces = len(content) - _PIECE + 1
+    if len(content) < _LONG_ENOUGH:
+        return False
+    return 2 * len({content[begin : begin + _PIECE] for begin in range(pieces)}) < pieces
+
+
 def _repeated_grams(answers: Sequence[np.ndarray]) -> np.ndarray:
     """How many 4-grams of each answer stood in it before, int64."""
     lengths = np.array([len(answer) for answer in answers], np.int64)
@@ -117,7 +128,7 @@ def _repeated_grams(answers: Sequence[np.ndarray]) -> np.ndarray:
         return np.zeros(len(lengths), np.int64)
     ids = np.concatenate(answers).astype(np.uint64)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    grams = owner[: 1 - _GRAM].astype(np.uint64)
+    grams = (owner[: 1 - _GRAM].astype(np.uint64) + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
     for offset in range(_GRAM):
         grams = (grams ^ ids[offset : len(ids) - _GRAM + 1 + offset]) * np.uint64(0x9E3779B97F4A7C15)
         grams ^= grams >> np.uint64(29)

@@ -129,6 +129,7 @@ class Copies:
     def _contradictions(self, contents: np.ndarray, asked: np.ndarray) -> Found:
         """Questions (with all that stands before them) that have several answers."""
         _, first = np.unique(contents, return_index=True)
+        first.sort()
         _, where, answers = np.unique(asked[first], return_index=True, return_counts=True)
         several = int((answers > 1).sum())
         if not several:

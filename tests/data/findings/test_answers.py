@@ -1,0 +1,83 @@
+"""Answers that are too short, repeat themselves or stop early."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.findings.made import CHATML, found_in, lines, plain_rows
+from tunewright.data.examples import Encoded, Place
+from tunewright.data.findings.answers import _SUSPICIOUS, RepeatingAnswers, _repeated_grams
+from tunewright.data.findings.rows import Batch, Row
+from tunewright.data.loops import loop_period
+
+LOOPS = [
+    "The fog comes down. " * 7,
+    "谁要害他？" * 7 + "不知道。",
+    "ha" * 40,
+    "First a word, then " + "again and " * 12,
+    "-" * 60,
+    "A line that stands here.\n" * 3,
+]
+
+
+@pytest.mark.parametrize("answer", LOOPS)
+def test_loops_are_found(answer: str, tmp_path: Path) -> None:
+    found = found_in(tmp_path, [*plain_rows(20), {"q": "Well?", "a": answer}])["repeating_answers"]
+    assert (found.level, found.count, lines(found)) == ("warning", 1, [21])
+    assert found.samples[0].text.startswith(answer[:10])
+
+
+@pytest.mark.parametrize(
+    "answer", ["Ha ha ha!", "Yes, yes, yes.", "1. One\n2. Two\n3. Three\n4. Four", "是是是是是。", "哈哈哈哈哈哈"]
+)
+def test_style_is_no_loop(answer: str, tmp_path: Path) -> None:
+    assert found_in(tmp_path, [*plain_rows(20), {"q": "Well?", "a": answer}])["repeating_answers"].level == "fine"
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=40), max_size=6))
+def test_repeated_grams_equal_a_plain_count(answers: list[list[int]]) -> None:
+    counted = [
+        sum(times - 1 for times in Counter(tuple(ids[i : i + 4]) for i in range(len(ids) - 3)).values())
+        for ids in answers
+    ]
+    assert _repeated_grams([np.array(ids, np.int32) for ids in answers]).tolist() == counted
+
+
+@given(
+    st.lists(st.integers(0, 9), max_size=20), st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(3, 14)
+)
+def test_no_loop_is_skipped_by_the_quick_look(start: list[int], block: list[int], times: int) -> None:
+    ids = np.array([*start, *block * times], np.int32)
+    if loop_period(ids.tolist()) is not None:
+        assert _repeated_grams([ids])[0] >= _SUSPICIOUS
+
+
+def test_a_stop_inside_an_answer_is_found() -> None:
+    def row(number: int, ids: list[int], weights: list[int]) -> Row:
+        encoded = Encoded(np.array(ids, np.int32), np.array(weights, np.float32))
+        return Row(number, False, Place("f", number + 1), "q", ("a",), number, number, (encoded,))
+
+    finding = RepeatingAnswers([2, 3])
+    fine = row(0, [2, 5, 6, 2, 7, 8, 3], [0, 1, 1, 1, 0, 1, 1])
+    finding.add(Batch([fine, row(1, [5, 6, 3, 8, 2], [0, 1, 1, 1, 1]), row(2, [5, 2, 2], [0, 1, 1])]))
+    early = finding.result()[1]
+    assert (early.name, early.level, early.count, lines(early)) == ("early_stops", "warning", 2, [2, 3])
+
+
+def test_a_row_that_stops_early_is_found_in_data(tmp_path: Path) -> None:
+    rows = [*plain_rows(20), {"q": "Well?", "a": f"It ends{CHATML.eos_token} and goes on."}]
+    found = found_in(tmp_path, rows)
+    # Spelled markers are text or tokens, as the template encodes them; the finding follows the tokens.
+    assert found["early_stops"].level in ("warning", "fine")
+
+
+def test_short_answers(tmp_path: Path) -> None:
+    rows = plain_rows(20) + [{"q": "Well?", "a": a} for a in ("Y", " 3 ", "……", "!?", "OK", "好", "是的", "🙂🙂")]
+    found = found_in(tmp_path, rows)
+    assert lines(found["short_answers"]) == [21, 22, 26]
+    assert found["short_answers"].message == "3 answers are one character or nothing"
+    assert lines(found["wordless_answers"]) == [23, 24, 28]
