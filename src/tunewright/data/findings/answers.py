@@ -62,25 +62,24 @@ class RepeatingAnswers:
         self._early = Tally()
 
     def add(self, batch: Batch) -> None:
-        spoken: list[np.ndarray] = []  # tokens of each answer without its stop
-        owners: list[int] = []
-        for number, row in enumerate(batch.rows):
-            stops_early = False
-            for encoded in row.sequences:
-                trained = np.flatnonzero(encoded.weights)
-                for stretch in np.split(trained, np.flatnonzero(np.diff(trained) > 1) + 1):
-                    ids = encoded.input_ids[stretch]
-                    stops = np.isin(ids, self._stop_ids)
-                    stops_early |= bool(stops[:-1].any())
-                    spoken.append(ids[~stops])
-                    owners.append(number)
-            if stops_early:
-                self._early.add(row.place, row.text)
-        told = -1
-        for grams, owner in zip(_repeated_grams(spoken).tolist(), owners, strict=True):
-            if grams >= _SUSPICIOUS and owner != told and any(map(repeats_itself, batch.rows[owner].answers)):
-                told = owner
-                self._repeating.add(batch.rows[owner].place, batch.rows[owner].answer)
+        sequences = [encoded for row in batch.rows for encoded in row.sequences]
+        if not sequences:
+            return
+        owner = np.repeat(np.arange(len(batch.rows)), [sum(map(len, row.sequences)) for row in batch.rows])
+        ids = np.concatenate([encoded.input_ids for encoded in sequences])
+        trained = np.concatenate([encoded.weights for encoded in sequences]) > 0
+        goes_on = np.zeros(len(ids), bool)  # the next token is trained too, in the same sequence
+        goes_on[:-1] = trained[:-1] & trained[1:]
+        goes_on[np.cumsum([len(encoded) for encoded in sequences]) - 1] = False
+        stops = np.isin(ids, self._stop_ids)
+        for number in np.unique(owner[stops & goes_on]).tolist():
+            self._early.add(batch.rows[number].place, batch.rows[number].text)
+        spoken = trained & ~stops
+        stretch = np.cumsum(~np.concatenate([[False], goes_on[:-1]]))[spoken]
+        suspicious = owner[spoken][_repeated_grams(ids[spoken], stretch) >= _SUSPICIOUS]
+        for number in np.unique(suspicious).tolist():
+            if any(map(repeats_itself, batch.rows[number].answers)):
+                self._repeating.add(batch.rows[number].place, batch.rows[number].answer)
 
     def result(self) -> list[Found]:
         repeating, early = self._repeating, self._early
@@ -121,19 +120,17 @@ def repeats_itself(answer: str) -> bool:
     return 2 * len({content[begin : begin + _PIECE] for begin in range(pieces)}) < pieces
 
 
-def _repeated_grams(answers: Sequence[np.ndarray]) -> np.ndarray:
-    """How many 4-grams of each answer stood in it before, int64."""
-    lengths = np.array([len(answer) for answer in answers], np.int64)
-    if not len(lengths) or lengths.max() < _GRAM:
-        return np.zeros(len(lengths), np.int64)
-    ids = np.concatenate(answers).astype(np.uint64)
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    grams = (owner[: 1 - _GRAM].astype(np.uint64) + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
+def _repeated_grams(ids: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """For each token how many 4-grams of its stretch stood in that stretch before, int64 [tokens]."""
+    if len(ids) < _GRAM:
+        return np.zeros(len(ids), np.int64)
+    grams = (stretch[: 1 - _GRAM].astype(np.uint64) + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
     for offset in range(_GRAM):
-        grams = (grams ^ ids[offset : len(ids) - _GRAM + 1 + offset]) * np.uint64(0x9E3779B97F4A7C15)
+        grams = (grams ^ ids[offset : len(ids) - _GRAM + 1 + offset].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         grams ^= grams >> np.uint64(29)
-    inside = owner[: 1 - _GRAM] == owner[_GRAM - 1 :]
-    owner = owner[: 1 - _GRAM][inside]
-    order = np.argsort(grams[inside], kind="stable")
+    inside = stretch[: 1 - _GRAM] == stretch[_GRAM - 1 :]
+    first = stretch[: 1 - _GRAM][inside]
+    order = np.argsort(grams[inside])
     ordered = grams[inside][order]
-    return np.bincount(owner[order[1:]][ordered[1:] == ordered[:-1]], minlength=len(lengths))
+    repeated = first[order[1:]][ordered[1:] == ordered[:-1]]
+    return np.bincount(repeated, minlength=int(stretch[-1]) + 1)[stretch]
