@@ -164,6 +164,7 @@ def test_any_row_is_shown_token_by_token(folder: Path, capsys: pytest.CaptureFix
         ("34", "--row 34: the data has only 33 rows"),
         ("0", "--row 0: give a row's number, or its place as check prints it: FILE:LINE"),
         ("x", "--row x: give a row's number, or its place as check prints it: FILE:LINE"),
+        ("rows.jsonl:40", "--row rows.jsonl:40: the last row of rows.jsonl stands at line 33"),
         ("other.json:3", "--row other.json:3: none of the data files is called other.json"),
     ],
 )

@@ -133,4 +133,5 @@ def _repeated_grams(ids: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     order = np.argsort(grams[inside])
     ordered = grams[inside][order]
     repeated = first[order[1:]][ordered[1:] == ordered[:-1]]
-    return np.bincount(repeated, minlength=int(stretch[-1]) + 1)[stretch]
+    counts = np.bincount(repeated, minlength=int(stretch[-1]) + 1)
+    return np.asarray(counts[stretch])

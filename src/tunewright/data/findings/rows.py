@@ -14,6 +14,7 @@ from tunewright.data.findings.characters import classes_of
 from tunewright.data.split import content
 
 _MOST_ROWS, _MOST_CHARACTERS = 1000, 1 << 20  # of a batch: enough for numpy's speed, little memory
+_LOOKED_AT = 1 << 20  # characters of a document; so many tell what the rest is like
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +119,45 @@ class Rows:
     def _walk(self, side: int) -> Iterator[Row]:
         encoded, examples = self._sides[side]
         before = len(self._sides[0][0]) if side else 0
-        windows: list[Encoded] = []
         first: Example | None = None
-        for index, example in enumerate(examples):
-            if first is not None and not self._goes_on(first, example, windows[-1]):
-                yield self._remember(side, before + index - len(windows), first, windows)
-                windows = []
-            if not windows:
-                first = example
-            windows.append(encoded[index])
+        sequences: list[Encoded] = []
+        for index in range(len(encoded)):
+            sequence = encoded[index]
+            if first is None or not self._goes_on(first, sequences, sequence, encoded.places, examples, index):
+                if first is not None:
+                    yield self._remember(side, before + index - len(sequences), first, sequences)
+                first, sequences = examples[index], []
+            sequences.append(sequence)
         if first is not None:
-            yield self._remember(side, before + len(examples) - len(windows), first, windows)
+            yield self._remember(side, before + len(encoded) - len(sequences), first, sequences)
 
-    def _goes_on(self, first: Example, example: Example, last: Encoded) -> bool:
-        """Whether the next sequence is a further window of the same document, whose end is a stop token."""
-        return isinstance(first, Text) and example.place == first.place and int(last.input_ids[-1]) not in self._stops
+    def _goes_on(
+        self,
+        first: Example,
+        sequences: Sequence[Encoded],
+        sequence: Encoded,
+        places: Sequence[Place],
+        examples: Sequence[Example],
+        index: int,
+    ) -> bool:
+        """Whether a sequence belongs to the same example as the ones before it.
 
-    def _remember(self, side: int, sequence: int, example: Example, windows: Sequence[Encoded]) -> Row:
+        The windows of a document go on until a stop token, and the document is not read again for each. A dialog may
+        need several sequences, all different; an equal dialog with equal sequences is a row of its own.
+        """
+        if places[index] != first.place:
+            return False
+        if isinstance(first, Text):
+            return int(sequences[-1].input_ids[-1]) not in self._stops
+        same = np.array_equal(sequences[0].input_ids, sequence.input_ids)
+        return not same and examples[index] == first
+
+    def _remember(self, side: int, sequence: int, example: Example, sequences: Sequence[Encoded]) -> Row:
         number = len(self._first)
         self._first.append(sequence)
         if side == 0:
             self.trained += 1
-        return _row(number, side == 1, example.place, example, windows)
+        return _row(number, side == 1, example.place, example, sequences)
 
 
 def words(message: Message) -> str:
@@ -162,7 +180,7 @@ def _parts(example: Example) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """What is given, and what is to be written."""
     match example:
         case Text():
-            return (), (example.text,)
+            return (), (example.text[:_LOOKED_AT],)
         case Dialog():
             trained = tuple(words(message) for message in example.messages if message.train)
             return example.messages[:-1], trained

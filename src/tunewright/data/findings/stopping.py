@@ -13,7 +13,7 @@ import numpy as np
 from tunewright.data.encode import Prepared
 from tunewright.data.examples import Dialog, Encoded, Message
 from tunewright.data.findings.found import Found, Tally, count_of
-from tunewright.data.template import ChatTemplate
+from tunewright.data.template import ChatTemplate, EncodedDialog
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def _one_prompt(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", templa
     """The prompt that chat makes must be, token for token, what stood before the answer in training."""
     other = Tally()
     looked = 0
-    for example, encoded in zip(islice(prepared.train_examples, _PROMPTS), _sequences(prepared), strict=False):
+    for index, example in enumerate(islice(prepared.train_examples, _PROMPTS)):
+        encoded = prepared.train[index]
         begin = _last_answer(encoded)
-        if not isinstance(example, Dialog) or begin is None or not example.messages[-1].train:
+        if not isinstance(example, Dialog) or begin is None or not _is_whole(template, example, encoded):
             continue
         looked += 1
         try:
@@ -109,8 +110,11 @@ def _one_prompt(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", templa
     )
 
 
-def _sequences(prepared: Prepared) -> list[Encoded]:
-    return [prepared.train[index] for index in range(min(_PROMPTS, len(prepared.train)))]
+def _is_whole(template: ChatTemplate, dialog: Dialog, encoded: Encoded) -> bool:
+    """Whether a sequence reaches to the dialog's last answer: it may have been cut, or be one of several."""
+    (result,) = template.attempt_many([dialog])
+    last = result.encoded if isinstance(result, EncodedDialog) else None
+    return last is not None and dialog.messages[-1].train and np.array_equal(last.input_ids, encoded.input_ids)
 
 
 def _last_answer(encoded: Encoded) -> int | None:
