@@ -126,8 +126,10 @@ def _find(data: DataConfig, stage: str, base: Path, which: str) -> tuple[int, di
         last = number, row, layout, place
         if place.line == int(line):
             return last
-    if last is not None and last[3].line < int(line):
-        return last  # the last row of a file may take many lines
+    if last is not None and ".json" in Path(last[3].file).suffixes:
+        return last  # the last row of a JSON file may take many lines
+    if last is not None:
+        raise UsageError(f"--row {which}: the last row of {file} stands at line {last[3].line:,}")
     if file:
         raise UsageError(f"--row {which}: none of the data files is called {file}")
     raise UsageError(f"--row {which}: the data has only {number:,} rows")

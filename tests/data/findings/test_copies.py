@@ -1,7 +1,9 @@
 """Equal and nearly equal rows, leaks between the sides, questions with several answers; MinHash against exact sets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.findings.made import found_in, lines, plain_rows, prepared, sentence
-from tunewright.data.examples import Place
+from tunewright.data.examples import Encoded, EncodedSet, Place
 from tunewright.data.findings import copies
 from tunewright.data.findings.copies import ALIKE, Copies, nearest_earlier, sign
 from tunewright.data.findings.rows import Batch, Row, Rows
@@ -174,3 +176,33 @@ def test_windows_of_a_document_are_one_row(tmp_path: Path) -> None:
     assert [row.place.line for row in walked] == list(range(1, 13))
     assert sum(len(row.sequences) for row in walked) == len(made.train)
     assert [row.answer for row in walked] == [text["text"] for text in texts]
+
+
+def test_a_dialog_of_several_sequences_is_one_row(tmp_path: Path) -> None:
+    made = prepared(tmp_path, [*plain_rows(3), plain_rows(3)[2]])
+    encoded = [made.train[index] for index in range(4)]
+    shorter = Encoded(encoded[1].input_ids[:-3], encoded[1].weights[:-3])
+    order = [0, 1, 1, 2, 3]  # the second row needs two sequences, the last equals the one before
+    made.train = EncodedSet.build(
+        [encoded[0], shorter, *encoded[1:]],
+        [Place("rows.json", 1)] * 5,  # all on one line
+    )
+    examples = [replace(made.train_examples[index], place=Place("rows.json", 1)) for index in order]
+    made.train_examples = examples
+    walked = [row for part in Rows(made).batches() for row in part.rows]
+    assert [len(row.sequences) for row in walked] == [1, 2, 1, 1]
+    assert walked[2].content == walked[3].content
+
+
+def test_a_long_document_is_read_once(tmp_path: Path) -> None:
+    made = prepared(tmp_path, [{"text": sentence(1, 400)}, {"text": "A."}], stage="pt", max_length=32)
+    reads: list[int] = []
+
+    class Reading(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            reads.append(index)
+            return super().__getitem__(index)
+
+    made.train_examples = Reading(made.train_examples)
+    assert [row.place.line for part in Rows(made).batches() for row in part.rows] == [1, 2]
+    assert reads == [0, len(made.train) - 1]

@@ -133,5 +133,5 @@ def _repeated_grams(ids: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     order = np.argsort(grams[inside])
     ordered = grams[inside][order]
     repeated = first[order[1:]][ordered[1:] == ordered[:-1]]
-    counts: np.ndarray = np.bincount(repeated, minlength=int(stretch[-1]) + 1)[stretch]
-    return counts
+    counts = np.bincount(repeated, minlength=int(stretch[-1]) + 1)
+    return np.asarray(counts[stretch])

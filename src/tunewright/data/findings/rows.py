@@ -14,6 +14,7 @@ from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, Label
 from tunewright.data.findings.characters import classes_of
 
 _MOST_ROWS, _MOST_CHARACTERS = 1000, 1 << 20  # of a batch: enough for numpy's speed, little memory
+_LOOKED_AT = 1 << 20  # characters of a document; so many tell what the rest is like
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +121,14 @@ class Rows:
         windows: list[Encoded] = []
         first: Example | None = None
         rows = encoded.rows
-        for index, example in enumerate(examples):
-            if first is not None and rows[index] != rows[index - 1]:
-                yield self._remember(side, before + index - len(windows), first, windows)
-                windows = []
-            if not windows:
-                first = example
+        for index in range(len(encoded)):
+            if first is None or rows[index] != rows[index - 1]:
+                if first is not None:
+                    yield self._remember(side, before + index - len(windows), first, windows)
+                first, windows = examples[index], []
             windows.append(encoded[index])
         if first is not None:
-            yield self._remember(side, before + len(examples) - len(windows), first, windows)
+            yield self._remember(side, before + len(encoded) - len(windows), first, windows)
 
     def _remember(self, side: int, sequence: int, example: Example, windows: Sequence[Encoded]) -> Row:
         number = len(self._first)
@@ -158,7 +158,7 @@ def _parts(example: Example) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """What is given, and what is to be written."""
     match example:
         case Text():
-            return (), (example.text,)
+            return (), (example.text[:_LOOKED_AT],)
         case Dialog():
             trained = tuple(words(message) for message in example.messages if message.train)
             return example.messages[:-1], trained
