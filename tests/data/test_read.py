@@ -135,6 +135,11 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
         list(rows)
 
 
+ENDINGS = (
+    "use one of .json, .jsonl, .ndjson, .csv, .tsv, .xlsx, .xlsm, .parquet, .arrow, .feather, .txt, .md, "
+    "text files also as .gz or .zst"
+)
+
 BAD_FILES: list[tuple[str, bytes | str | None, dict[str, Any], str]] = [
     # name, content (None for no file), settings, message
     ("rows.json", "", {}, "rows.json is empty"),
@@ -142,11 +147,13 @@ BAD_FILES: list[tuple[str, bytes | str | None, dict[str, Any], str]] = [
     ("rows.json", "[]", {}, "rows.json holds no rows"),
     ("rows.txt", "\n\n", {}, "rows.txt holds no rows"),
     ("rows.json", b"\xef\xbb\xbf", {}, "rows.json holds no rows"),
+    ("rows.docx", "x", {}, f"rows.docx can't be read, as files ending in .docx are not known; {ENDINGS}"),
+    ("rows.docx.gz", "x", {}, f"rows.docx.gz can't be read, as files ending in .docx are not known; {ENDINGS}"),
+    ("rows", "[]", {}, f"rows can't be read, as files without an ending are not known; {ENDINGS}"),
     (
-        "rows.csv", "q,a\n", {},
-        "rows.csv: files ending in .csv can't be read; use one of .json, .jsonl, .xlsx, .xlsm, .txt",
+        "rows.parquet.gz", "", {},
+        "rows.parquet.gz is compressed twice, .parquet files hold compressed data themselves: unpack it",
     ),
-    ("rows", "[]", {}, "rows: files without an ending can't be read; use one of .json, .jsonl, .xlsx, .xlsm, .txt"),
     ("rows.xls", b"\xd0\xcf\x11\xe0", {}, "rows.xls is in the old Excel format: save it as .xlsx"),
     (
         "rows.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1", {},
@@ -230,21 +237,14 @@ def test_bad_file(
     assert complaint(tmp_path / name, **settings) == message.format(folder=tmp_path.resolve())
 
 
-def test_folder_is_not_a_file(tmp_path: Path) -> None:
-    folder = tmp_path / "corpus.json"
-    folder.mkdir()
-    assert complaint(folder) == "data.train: corpus.json is a folder, name a file"
-    write(folder / "b.json", "")
-    write(folder / "a.xlsx", "")
-    write(folder / "notes.md", "")
-    assert complaint(folder) == "data.train: corpus.json is a folder, name a file; it holds a.xlsx, b.json"
-
-
 def test_missing_folder_and_long_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         list(read_rows(SourceConfig(path="gone/rows.json"), tmp_path, "data.validation"))
     folder = tmp_path / "gone"
-    assert str(caught.value) == f"data.validation: gone/rows.json does not exist, nor does the folder {folder}"
+    assert str(caught.value) == (
+        f"data.validation: gone/rows.json does not exist, nor does the folder {folder}; "
+        "for a data set on a hub add data.validation.source: huggingface (or modelscope)"
+    )
     assert complaint(tmp_path / ("x" * 300)) == f"data.train: {'x' * 300} can't be read: File name too long"
 
 

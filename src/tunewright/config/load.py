@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import iglob
 from pathlib import Path
 from typing import Any
 
@@ -361,10 +362,15 @@ def _find_paths(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _find_source(source: SourceConfig, folder: Path) -> SourceConfig:
-    return source.model_copy(update={"path": _find(source.path, folder)})
+    return source.model_copy(update={"path": _find(source.path, folder)}) if source.source == "local" else source
 
 
 def _find(name: str, folder: Path) -> str:
     """The first of working directory, `folder` and shipped data that holds a path; the path as it is if none does."""
     path = Path(name).expanduser()
-    return str(next((found for found in (path, folder / path, SHIPPED_DATA / path) if found.exists()), path))
+    return str(next((found for found in (path, folder / path, SHIPPED_DATA / path) if _is_there(found)), path))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists, or a file does that fits it as a pattern."""
+    return path.exists() or any(True for _ in iglob(str(path), recursive=True))

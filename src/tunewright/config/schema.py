@@ -40,15 +40,33 @@ class ColumnsConfig(Section):
 
 
 class SourceConfig(Section):
-    """One data file; a plain string in YAML means `{path: …}`."""
+    """Data of one kind: a file, a folder, a pattern, or a data set on a hub; a string in YAML means `{path: …}`."""
 
-    path: str = Field(min_length=1, description="JSON, JSONL, Excel or text file.")
+    path: str = Field(
+        min_length=1,
+        description="JSON, JSONL, CSV, TSV, Excel, Parquet, Arrow, .txt or .md file (text also .gz or .zst), a folder "
+        "or pattern of these, or a hub id.",
+    )
+    source: Literal["local", "huggingface", "modelscope"] = Field(
+        "local", description="Where the path leads: to files here, or to a data set on a hub."
+    )
+    subset: str | None = Field(None, description="Subset of a data set; its default one unless named.")
+    split: str | None = Field(
+        None, description="Split of a data set or folder, or several as train+test; train unless named."
+    )
+    folder: str | None = Field(None, description="Read only this folder, or files like this pattern, of a data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a data set on a hub.")
     format: Literal["auto", "alpaca", "conversation", "text"] = Field(
         "auto", description="Form of the rows; auto looks at them and shows what it found."
     )
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Column names, where the guess is wrong.")
     sheet: str | None = Field(None, description="Excel sheet to read; the first one unless named.")
-    encoding: str | None = Field(None, description="Text encoding such as gb18030; UTF-8 unless declared.")
+    encoding: str | None = Field(
+        None, description="Text encoding such as big5; UTF-8 unless declared, or plainly GB18030 (GBK)."
+    )
+    delimiter: Literal["auto", "comma", "semicolon", "tab", "bar"] = Field(
+        "auto", description="What separates the columns of a CSV file; auto looks at its first rows."
+    )
     max_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Read at most this many rows.")
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from tunewright.config.schema import DataConfig, SourceConfig
 from tunewright.data.columns import choose_layout
 from tunewright.data.examples import Example, Place
+from tunewright.data.find import find_named_files
 from tunewright.data.formats import BadRow, read_example
-from tunewright.data.read import find_file, read_rows
+from tunewright.data.read import read_files
 from tunewright.data.split import content, split
 from tunewright.errors import UsageError
 
@@ -89,21 +90,22 @@ def load_examples(data: DataConfig, stage: str, seed: int, base: Path) -> Loaded
         sources=[file.report for file in files],
         duplicates=len(examples) - len(known),
         rows=sum(file.report.rows for file in files),
-        sha256=_hash([file.path for file in files]),
+        sha256=_hash([path for file in files for path in file.paths]),
         overlap=overlap,
     )
 
 
 @dataclass(slots=True)
 class _File:
-    path: Path
+    paths: list[Path]
     examples: list[Example]
     dropped: list[Dropped]
     report: SourceReport
 
 
 def _load_file(source: SourceConfig, data: DataConfig, stage: str, base: Path, key: str) -> _File:
-    rows = list(read_rows(source, base, key))
+    files = find_named_files(source, base, key)
+    rows = list(read_files(files, source, key))
     columns, lists = _columns([row for row, _ in rows])
     layout = choose_layout(columns, lists, source, stage, key)
     examples: list[Example] = []
@@ -124,7 +126,7 @@ def _load_file(source: SourceConfig, data: DataConfig, stage: str, base: Path, k
         guessed=layout.guessed,
         ignored=[name for name in columns if name not in used],
     )
-    return _File(find_file(source, base, key), examples, list(dropped.values()), report)
+    return _File([file.path for file in files], examples, list(dropped.values()), report)
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:

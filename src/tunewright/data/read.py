@@ -1,10 +1,10 @@
-"""Read a data file row by row, each with its place: JSON, JSON lines, Excel, and plain text with a row per line.
+"""Read data files row by row, each row with its place: JSON, delimited text, Excel, Parquet, Arrow and plain text.
 
-Every fault of a file is a UsageError that says what, where and how to mend it.
+Nothing is kept of rows that have been given out. Every fault of a file is a UsageError that says what, where and how
+to mend it.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,90 +12,94 @@ from typing import Any
 from tunewright.config.schema import SourceConfig
 from tunewright.data.encoding import read_text
 from tunewright.data.examples import Place
+from tunewright.data.find import DataFile, find_named_files
+from tunewright.data.kinds import CALLED, TEXT_KINDS, ending_of, kind_of, why_not
+from tunewright.data.lines import split_lines
+from tunewright.data.read_arrow import read_arrow, read_parquet
+from tunewright.data.read_csv import DELIMITERS, scan_table
 from tunewright.data.read_excel import read_sheet
 from tunewright.data.scan_json import scan_rows
-from tunewright.data.suggest import nearest
 from tunewright.errors import UsageError
+from tunewright.models.cache import Notify, to_stderr
 
-JSON = (".json", ".jsonl")
-EXCEL = (".xlsx", ".xlsm")
-TEXT = (".txt",)
-KNOWN = ", ".join(JSON + EXCEL + TEXT)
+Row = dict[str, Any]
 
 
-def read_rows(source: SourceConfig, base: Path, key: str = "data.train") -> Iterator[tuple[dict[str, Any], Place]]:
-    """Stream the rows of one source, at most `max_samples` of them.
+def read_rows(
+    source: SourceConfig, base: Path, key: str = "data.train", notify: Notify = to_stderr
+) -> Iterator[tuple[Row, Place]]:
+    """Stream the rows of one source, file after file, at most `max_samples` of them.
 
-    A relative path starts at `base`, the folder of the config. A line of a .txt file becomes `{"text": line}`; cells
-    of a sheet are text. `key` is the config key of the source, for messages. Raises UsageError.
+    A relative path starts at `base`, the folder of the config. A line of a .txt file becomes `{"text": line}`, a .md
+    file as a whole `{"text": content}`; cells of a sheet and of delimited text are text. `key` is the config key of
+    the source, for messages; `notify` is told what was recognised rather than declared. Raises UsageError, and
+    RunError where a hub cannot be reached.
     """
-    path = find_file(source, base, key)
-    numbered = _numbered_rows(path, source, key)
+    return read_files(find_named_files(source, base, key, notify), source, key, notify)
+
+
+def read_files(
+    files: Iterable[DataFile], source: SourceConfig, key: str = "data.train", notify: Notify = to_stderr
+) -> Iterator[tuple[Row, Place]]:
+    """As `read_rows`, from files that have been found already."""
+    files = list(files)
+    rows = (row for file in files for row in read_file(file, source, key, notify))
+    limited = islice(rows, source.max_samples)
+    first = next(limited, None)
+    if first is None:
+        size = sum(file.path.stat().st_size for file in files)
+        raise UsageError(f"{source.path} {'holds no rows' if size else 'is empty'}")
+    yield first
+    yield from limited
+
+
+def read_file(
+    file: DataFile, source: SourceConfig, key: str = "data.train", notify: Notify = to_stderr
+) -> Iterator[tuple[Row, Place]]:
+    """All rows of one file; none at all is no fault here."""
     try:
-        first = next(numbered, None)
-        if first is None:
-            empty = "is empty" if path.stat().st_size == 0 else "holds no rows"
-            raise UsageError(f"{source.path} {empty}")
-        if source.max_samples is not None:
-            numbered = islice(numbered, source.max_samples - 1)
-        yield first[0], Place(source.path, first[1])
-        for row, line in numbered:
-            yield row, Place(source.path, line)
+        for row, line in _numbered_rows(file, source, key, notify):
+            yield row, Place(file.name, line)
     except OSError as fault:
-        raise UsageError(f"{source.path} can't be read: {fault.strerror or fault}") from None
+        raise UsageError(f"{file.name} can't be read: {fault.strerror or fault}") from None
 
 
-def find_file(source: SourceConfig, base: Path, key: str = "data.train") -> Path:
-    """Where the source's file lies. Raises UsageError where there is no file that could be read."""
-    path = base / os.path.expanduser(source.path)
-    try:
-        if path.is_file():
-            return path
-        if path.is_dir():
-            names = _data_files(path)
-            inside = f"; it holds {', '.join(names[:5])}" if names else ""
-            raise UsageError(f"{key}: {source.path} is a folder, name a file{inside}")
-        if path.exists():
-            raise UsageError(f"{key}: {source.path} is not a regular file")
-        if not path.parent.is_dir():
-            raise UsageError(f"{key}: {source.path} does not exist, nor does the folder {path.parent}")
-        hint = nearest(path.name, _data_files(path.parent))
-        raise UsageError(f"{key}: {source.path} does not exist in {path.parent.resolve()}{hint}")
-    except OSError as fault:
-        raise UsageError(f"{key}: {source.path} can't be read: {fault.strerror}") from None
-
-
-def _data_files(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in JSON + EXCEL + TEXT)
-
-
-def _numbered_rows(path: Path, source: SourceConfig, key: str) -> Iterator[tuple[dict[str, Any], int]]:
+def _numbered_rows(file: DataFile, source: SourceConfig, key: str, notify: Notify) -> Iterator[tuple[Row, int]]:
     """Rows and 1-based line numbers, by the ending of the file's name."""
-    ending = path.suffix.lower()
-    if source.sheet is not None and ending not in EXCEL:
-        raise UsageError(f"{key}.sheet is for Excel files, which {source.path} is not: remove that key")
-    if source.encoding is not None and ending in EXCEL:
-        raise UsageError(f"{key}.encoding is for text files, but {source.path} is an Excel file: remove that key")
-    if ending in JSON:
-        return scan_rows(read_text(path, source.path, source.encoding, key), source.path)
-    if ending in EXCEL:
-        return read_sheet(path, source.path, source.sheet, key)
-    if ending in TEXT:
-        return _text_rows(read_text(path, source.path, source.encoding, key))
-    if ending == ".xls":
-        raise UsageError(f"{source.path} is in the old Excel format: save it as .xlsx")
-    kind = f"files ending in {ending}" if ending else "files without an ending"
-    raise UsageError(f"{source.path}: {kind} can't be read; use one of {KNOWN}")
+    path, name = file
+    kind = kind_of(path.name)
+    if kind is None:
+        raise UsageError(f"{name} {why_not(path.name)}")
+    if source.sheet is not None and kind != "excel":
+        raise UsageError(f"{key}.sheet is for Excel files, which {name} is not: remove that key")
+    if source.encoding is not None and kind not in TEXT_KINDS:
+        raise UsageError(f"{key}.encoding is for text files, but {name} is {CALLED[kind]}: remove that key")
+    if source.delimiter != "auto" and kind != "csv":
+        raise UsageError(f"{key}.delimiter is for CSV files, but {name} is {CALLED[kind]}: remove that key")
+    if kind == "excel":
+        return read_sheet(path, name, source.sheet, key)
+    if kind == "parquet":
+        return read_parquet(path, name)
+    if kind == "arrow":
+        return read_arrow(path, name)
+    text = read_text(path, name, source.encoding, key, notify)
+    if kind == "json":
+        return scan_rows(text, name)
+    if kind == "csv":
+        usual = "\t" if ending_of(path.name) == ".tsv" else ","
+        return scan_table(text, name, DELIMITERS.get(source.delimiter), usual, notify)
+    return _lines(text) if kind == "text" else _document(text)
 
 
-def _text_rows(pieces: Iterator[str]) -> Iterator[tuple[dict[str, Any], int]]:
+def _lines(pieces: Iterator[str]) -> Iterator[tuple[Row, int]]:
     """A row for each line that is not blank; only \\n and \\r\\n end a line."""
-    number, rest = 0, ""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split("\n")
-        for line in whole:
-            number += 1
-            if line.strip():
-                yield {"text": line.removesuffix("\r")}, number
-    if rest.strip():
-        yield {"text": rest.removesuffix("\r")}, number + 1
+    for number, line in enumerate(split_lines(pieces), start=1):
+        if line.strip():
+            yield {"text": line.removesuffix("\n").removesuffix("\r")}, number
+
+
+def _document(pieces: Iterator[str]) -> Iterator[tuple[Row, int]]:
+    """The whole file as one row."""
+    text = "".join(pieces)
+    if text.strip():
+        yield {"text": text}, 1

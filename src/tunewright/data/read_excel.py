@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from tunewright.data.suggest import nearest
+from tunewright.data.tables import name_cells, name_columns, repeated_name
 from tunewright.errors import UsageError
 
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"  # OLE container: an .xls, or an .xlsx behind a password
@@ -50,9 +51,11 @@ def read_sheet(path: Path, name: str, sheet: str | None, key: str) -> Iterator[t
         header: dict[int, str] | None = None
         for number, cells in _rows(page, name):
             if header is None:
-                header = _header(cells, name, number)
+                header = name_columns(cells)
+                if repeated := repeated_name(header):
+                    raise UsageError(f"{name}, row {number}: {repeated}")
             else:
-                yield _row(cells, header), number
+                yield name_cells(cells, header), number
         book.close()
 
 
@@ -82,31 +85,6 @@ def _text(value: Any) -> str | None:
             return value.isoformat(sep=" ")
         case _:
             return str(value)
-
-
-def _header(cells: list[str | None], name: str, number: int) -> dict[int, str]:
-    """Column index -> name."""
-    header = {index: text.strip() for index, text in enumerate(cells) if text and text.strip()}
-    repeated = next((title for title in header.values() if list(header.values()).count(title) > 1), None)
-    if repeated is not None:
-        where = " and ".join(_letter(index) for index, title in header.items() if title == repeated)
-        raise UsageError(f"{name}, row {number}: columns {where} are both named {repeated!r}: rename one of them")
-    return header
-
-
-def _row(cells: list[str | None], header: dict[int, str]) -> dict[str, str | None]:
-    """One row by column name; text under no name is kept as `(column F)`, so that it is seen to be unused."""
-    row = {title: cells[index] if index < len(cells) else None for index, title in header.items()}
-    unnamed = {
-        f"(column {_letter(i)})": text for i, text in enumerate(cells) if i not in header and text and text.strip()
-    }
-    return row | unnamed
-
-
-def _letter(index: int) -> str:
-    from openpyxl.utils import get_column_letter
-
-    return str(get_column_letter(index + 1))
 
 
 def _broken(name: str, fault: BaseException) -> str:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from glob import iglob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -317,7 +318,11 @@ def _absolute_paths(config: RunConfig, model_folder: Path) -> RunConfig:
 
 
 def _absolute_source(source: SourceConfig) -> SourceConfig:
-    return source.model_copy(update={"path": _absolute(source.path)})
+    if source.source != "local":
+        return source
+    path = Path(source.path).expanduser()
+    is_pattern = not path.exists() and any(True for _ in iglob(str(path), recursive=True))
+    return source.model_copy(update={"path": str(path.absolute()) if is_pattern else _absolute(source.path)})
 
 
 def _absolute(name: str) -> str:
