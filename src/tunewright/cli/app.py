@@ -35,6 +35,7 @@ VERBS = {
     "export": Verb("export", "export", "Write a merged model that other programs load, and prove that it is the same."),
     "runs": Verb("runs", "runs", "List runs, newest first."),
     "show": Verb("show", "show", "Show a run's summary, or a recipe or config with every default filled in."),
+    "data": Verb("data", "data", "Make data files: join two tables of questions and answers."),
     "ls": Verb("ls", "ls", "List recipes, built-in models and data formats."),
     "cp": Verb("cp", "cp", "Copy a recipe to a file of your own."),
     "doctor": Verb("doctor", "doctor", "Look at this machine and installation, and say what is missing."),
@@ -95,7 +96,12 @@ def _run_verb(name: str, verb: Verb, words: list[str]) -> int:
     module = import_module(f"tunewright.cli.{verb.module}")
     # Plain help and errors: the same in a terminal, a log and a pipe, and rich stays out of the way of start-up.
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name=name, context_settings={"help_option_names": ["-h", "--help"]})(vars(module)[verb.function])
+    help_options = {"help_option_names": ["-h", "--help"]}
+    function = vars(module)[verb.function]
+    if isinstance(function, typer.Typer):  # a verb with verbs of its own
+        app.add_typer(function, context_settings=help_options)
+    else:
+        app.command(name=name, context_settings=help_options)(function)
     try:
         get_command(app)(args=words, prog_name=f"tunewright {name}")
     except SystemExit as leave:

@@ -1,0 +1,76 @@
+"""Make data files out of data files.
+
+    tunewright data join QUESTIONS ANSWERS --on COLUMN --prompt COLUMN --response COLUMN [--max N] -o OUT.jsonl
+
+How an input is read can be said as in a config: the two inputs of `join` are `data.train.0` and `data.train.1`, as in
+`data.train.0.encoding=big5`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tunewright.config.schema import SourceConfig
+    from tunewright.data.examples import Place
+    from tunewright.data.join import Account
+
+data = typer.Typer(help="Make data files out of data files.", no_args_is_help=True)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="How to read an input: data.train.0.encoding=big5.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="File to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
+
+
+@data.command()
+def join(
+    questions: Annotated[str, typer.Argument(metavar="QUESTIONS", help="Table that holds the questions.")],
+    answers: Annotated[str, typer.Argument(metavar="ANSWERS", help="Table that holds the answers.")],
+    output: Output,
+    on: Annotated[str, typer.Option(help="Column that both share; LEFT=RIGHT where its names differ.")],
+    prompt: Annotated[str, typer.Option(help="Column with the question.")],
+    response: Annotated[str, typer.Option(help="Column with the answer.")],
+    overrides: Overrides = None,
+    most: Annotated[int | None, typer.Option("--max", min=1, help="Draw this many pairs by the seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which pairs are drawn.")] = 42,
+    force: Force = False,
+) -> None:
+    """Join a table of questions and a table of answers into one file to train on."""
+    from tunewright.data.join import Table, join_tables
+
+    sides = _sources([questions, answers], overrides)
+    left, _, right = on.partition("=")
+    account = join_tables(
+        Table(sides[0], "data.train.0", left, prompt),
+        Table(sides[1], "data.train.1", right or left, response),
+        output,
+        most=most,
+        seed=seed,
+        replace=force,
+    )
+    _print_account(account, [questions, answers], output)
+
+
+def _sources(paths: list[str], overrides: list[str] | None) -> "list[SourceConfig]":
+    from tunewright.config.load import load_config
+
+    given = {"model": {"name": "none"}, "data": {"train": paths}}
+    return load_config(None, overrides or [], given).data.train
+
+
+def _print_account(account: "Account", paths: list[str], output: Path) -> None:
+    others = ("answer", "question")
+    for side, path in enumerate(paths):
+        print(f"{path}: {account.rows[side]:,} rows")
+        _print_left_out(account.single[side], f"without {others[side]}", account.first_single[side])
+        _print_left_out(account.empty[side], "without key or text", account.first_empty[side])
+    drawn = "" if account.written == account.pairs else f" of {account.pairs:,}"
+    print(f"{output}: {account.written:,}{drawn} pairs. Next: tunewright train --data {output} --model …")
+
+
+def _print_left_out(count: int, what: str, first: "Place | None") -> None:
+    if count:
+        print(f"  {count:,} {what}, first {first}")
