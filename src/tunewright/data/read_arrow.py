@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tunewright.errors import UsageError
 
@@ -18,17 +18,21 @@ ARROW_FILE = b"ARROW1"
 
 def read_parquet(path: Path, name: str) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield each row of a Parquet file with its 1-based number. Raises UsageError where it is damaged."""
-    with path.open("rb") as file:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as file:
         yield from _rows(_parquet_batches(file, name), name)
 
 
 def read_arrow(path: Path, name: str) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield each row of an Arrow (Feather) file or stream with its 1-based number. Raises UsageError."""
-    with path.open("rb") as file:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as file:
         yield from _rows(_arrow_batches(file, name), name)
 
 
-def _parquet_batches(file: BinaryIO, name: str) -> Iterator[Any]:
+def _parquet_batches(file: Any, name: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with _readable(name, "Parquet"):
@@ -38,7 +42,7 @@ def _parquet_batches(file: BinaryIO, name: str) -> Iterator[Any]:
         yield from table.iter_batches(batch_size=ROWS, use_threads=False)
 
 
-def _arrow_batches(file: BinaryIO, name: str) -> Iterator[Any]:
+def _arrow_batches(file: Any, name: str) -> Iterator[Any]:
     import pyarrow as pa
 
     beginning = file.read(len(ARROW_FILE))
