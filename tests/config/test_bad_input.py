@@ -71,7 +71,7 @@ def test_one_mistake(path: Path, line: str, expected: str) -> None:
             "run.yaml:4: data.validation: cannot be a list: "
             "Held-out examples: a share below 1, a count, a file of their own, or null for none.",
         ),
-        ("train: a\n  validation: {pth: b}", "run.yaml:4: data.validation.path: is missing: JSON, JSONL, Excel"),
+        ("train: a\n  validation: {pth: b}", "run.yaml:4: data.validation.path: is missing: JSON, JSONL, CSV"),
         (
             "train: a\n  validation: 1.5",
             "run.yaml:4: data.validation: a share must lie between 0 and 1, a count must be a whole number, not 1.5",

@@ -76,6 +76,53 @@ def test_encodings(tmp_path: Path, encoding: str, declared: str | None) -> None:
     assert read(path, encoding=declared) == [(row, Place("rows.json", 1))]
 
 
+CHINESE = "保持健康的三个提示是均衡饮食、经常运动和充足的睡眠。人工智能是计算机科学的一个分支，它研究智能的实质。" * 2
+FOREIGN = {
+    "euc-kr": "건강을 유지하려면 규칙적으로 운동하고 충분히 자야 합니다 인공지능은 컴퓨터 과학의 한 분야입니다" * 3,
+    "euc-jp": "健康を維持するためには運動と睡眠が大切です人工知能は計算機科学の一分野であり研究されています" * 3,
+    "big5": "保持健康的三個提示是均衡飲食經常運動和充足的睡眠人工智慧是電腦科學的一個分支它研究智慧的本質" * 3,
+    "cp1251": "Искусственный интеллект изучает природу разума, а сон и спорт полезны для здоровья. " * 3,
+    "latin-1": "L'été dernier, nous avons mangé des crêpes à la crème près du château, déjà très âgé. " * 9,
+}
+
+
+def said(path: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    notices: list[str] = []
+    rows = [row for row, _ in read_rows(SourceConfig(path=path.name, **settings), path.parent, notify=notices.append)]
+    return rows, notices
+
+
+@pytest.mark.parametrize("plain", [0, 3_000_000])
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "gb18030"])
+def test_chinese_in_gb18030_is_recognised_and_said(tmp_path: Path, encoding: str, plain: int) -> None:
+    """Also where it begins after megabytes of plain ASCII, and where its first characters pass for UTF-8."""
+    text = "x" * plain + "\n联通" + CHINESE + "\n"
+    path = write(tmp_path / "rows.txt", text.encode(encoding))
+    rows, notices = said(path)
+    assert [row["text"] for row in rows] == text.split()
+    assert notices == [
+        "rows.txt is not UTF-8 but Chinese text in GB18030 (GBK), and is read as that; "
+        "data.train.encoding: gb18030 says so without a notice"
+    ]
+    assert said(path, encoding="gb18030") == (rows, [])
+
+
+@pytest.mark.parametrize("encoding", FOREIGN)
+def test_no_other_encoding_is_taken_for_chinese(tmp_path: Path, encoding: str) -> None:
+    message = complaint(write(tmp_path / "rows.txt", FOREIGN[encoding].encode(encoding)))
+    assert " is not utf-8" in message
+
+
+def test_utf8_with_one_bad_byte_is_no_chinese(tmp_path: Path) -> None:
+    for content in (CHINESE.encode() + b"\xff", (CHINESE * 9_000).encode() + CHINESE.encode("gbk")):
+        assert " is not utf-8: save the file as UTF-8" in complaint(write(tmp_path / "rows.txt", content))
+
+
+def test_markdown_is_one_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "page.md", "# 题\n\ntext\n")
+    assert read(path) == [({"text": "# 题\n\ntext\n"}, Place("page.md", 1))]
+
+
 def test_text_file_has_a_row_for_each_written_line(tmp_path: Path) -> None:
     path = write(tmp_path / "wiki.txt", "one\r\n\n   \ntwo\u2028still two\nthree")
     assert read(path) == [

@@ -5,7 +5,6 @@
 The questions wait in a temporary database on disk, so memory does not grow with either table.
 """
 
-import os
 import random
 import sqlite3
 import tempfile
@@ -15,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from tunewright.config.schema import SourceConfig
 from tunewright.data.examples import Place
 from tunewright.data.read import read_rows
 from tunewright.data.suggest import nearest
+from tunewright.data.write import write_lines
 from tunewright.errors import RunError, UsageError
 from tunewright.models.cache import Notify, to_stderr
 
@@ -87,27 +85,6 @@ def join_tables(
             write({"instruction": question, "output": answer})
             account.written += 1
     return account
-
-
-@contextmanager
-def write_lines(target: Path, replace: bool) -> Iterator[Any]:
-    """A function that writes one JSON line; the file appears under its name when all is written, or not at all.
-
-    Raises UsageError where `target` exists and is not to be replaced, or does not end in .jsonl.
-    """
-    if target.suffix.lower() != ".jsonl":
-        raise UsageError(f"{target}: rows are written as JSON lines: name a file that ends in .jsonl")
-    if target.exists() and not replace:
-        raise UsageError(f"{target} exists already: name another file, or replace it with --force")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("xb") as file:
-            yield lambda row: file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        os.replace(aside, target)
-    except OSError as fault:
-        raise RunError(f"cannot write {target}: {fault.strerror or fault}") from fault
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager
