@@ -114,6 +114,7 @@ def test_a_lone_split_is_read_and_named(tmp_path: Path) -> None:
         (["zh/train.json", "en/train.json"], {"subset": "en"}, ["en/train.json"]),
         (["zh_train.json", "en_train.json"], {"subset": "zh"}, ["zh_train.json"]),
         (["zh/a.json", "zh/b.csv"], {"folder": "zh/*.csv"}, ["zh/b.csv"]),
+        (["zh/a.json", "zh/b.json"], {"folder": "zh/b.json"}, ["zh/b.json"]),
         (["contest.json", "latest.json"], {}, ["contest.json", "latest.json"]),
     ],
 )

@@ -126,7 +126,7 @@ def _in_folder(data: list[str], folder: str, where: str, key: str) -> list[str]:
     if GLOB.search(folder):
         found = [name for name in data if matches(name, folder)]
     else:
-        found = [name for name in data if name.startswith(folder.strip("/") + "/")]
+        found = [name for name in data if name == folder or name.startswith(folder.strip("/") + "/")]
     if not found:
         folders = sorted({str(PurePosixPath(name).parent) for name in data} - {"."})
         there = f"it has {', '.join(folders[:6])}" if folders else "all of its data files lie at its top"
