@@ -54,7 +54,9 @@ class SourceConfig(Section):
     split: str | None = Field(
         None, description="Split of a data set or folder, or several as train+test; train unless named."
     )
-    folder: str | None = Field(None, description="Read only this folder or file, or files like this pattern, of a data set.")
+    folder: str | None = Field(
+        None, description="Read only this folder or file, or files like this pattern, of a data set."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a data set on a hub.")
     format: Literal["auto", "alpaca", "conversation", "text"] = Field(
         "auto", description="Form of the rows; auto looks at them and shows what it found."

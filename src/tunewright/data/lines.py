@@ -11,8 +11,8 @@ from tunewright.errors import UsageError
 
 CHUNK = 1 << 20  # bytes per read
 
-LINE = re.compile(r"[^\n]*\n")
-TABLE_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)")  # a lone \r ends a line too, as old spreadsheets for the Mac wrote it
+LINE_END = re.compile(r"\n")
+TABLE_LINE_END = re.compile(r"\r\n?|\n")  # a lone \r ends a line too, as old spreadsheets for the Mac wrote it
 
 
 def read_bytes(path: Path, name: str) -> Iterator[bytes]:
@@ -71,7 +71,7 @@ def _damaged(name: str, form: str, fault: Exception) -> str:
     return f"{name} is no sound {form} file ({' '.join(str(fault).split())}): fetch or compress it again"
 
 
-def split_lines(pieces: Iterable[str], line: re.Pattern[str] = LINE) -> Iterator[str]:
+def split_lines(pieces: Iterable[str], line_end: re.Pattern[str] = LINE_END) -> Iterator[str]:
     """Yield each line with its ending, whatever the borders of the pieces; the last one may have none."""
     parts: list[str] = []  # of a line that goes on, joined once so that a huge line costs linear time
     held = ""  # a \r at the end of a piece, which may be half of \r\n
@@ -79,17 +79,14 @@ def split_lines(pieces: Iterable[str], line: re.Pattern[str] = LINE) -> Iterator
         text = held + piece
         held = "\r" if text.endswith("\r") else ""
         text = text.removesuffix(held)
-        end = 0
-        for found in line.finditer(text):
-            end = found.end()
-            if parts:
-                parts.append(found.group())
-                yield "".join(parts)
-                parts.clear()
-            else:
-                yield found.group()
-        if end < len(text):
-            parts.append(text[end:])
+        start = 0
+        for found in line_end.finditer(text):
+            parts.append(text[start : found.end()])
+            yield parts[0] if len(parts) == 1 else "".join(parts)
+            parts.clear()
+            start = found.end()
+        if start < len(text):
+            parts.append(text[start:])
     parts.append(held)
     if rest := "".join(parts):
         yield rest

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from tunewright.data.lines import TABLE_LINE, split_lines
+from tunewright.data.lines import TABLE_LINE_END, split_lines
 from tunewright.data.tables import name_cells, name_columns, repeated_name
 from tunewright.errors import UsageError
 from tunewright.models.cache import Notify, to_stderr
@@ -31,7 +31,7 @@ def scan_table(
     """
     # The module's own limit of 131,072 is for the whole process, so it is set and stays.
     csv.field_size_limit(LONGEST_CELL)
-    lines = split_lines(pieces, TABLE_LINE)
+    lines = split_lines(pieces, TABLE_LINE_END)
     head, length = [], 0
     while length < LOOK_AT and (line := next(lines, "")):
         head.append(line)
