@@ -76,13 +76,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the sheet that the docs speak of."""
+    """A working directory with the sheet and the tables that the docs speak of."""
     monkeypatch.chdir(tmp_path)
     book = openpyxl.Workbook()
     book.active.append(["q", "a"])
     for number in range(30):
         book.active.append([f"What is boat {number}?", f"The Heron {number}."])
     book.save(tmp_path / SHEET)
+    for table in ("questions", "answers"):
+        (tmp_path / f"{table}.csv").write_text(f"question_id,content\n1,{table}\n", encoding="utf-8")
     return tmp_path
 
 
