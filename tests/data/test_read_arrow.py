@@ -117,6 +117,15 @@ def test_settings_of_other_kinds_are_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "stream.arrow"])
+def test_an_offset_beyond_the_end_is_refused_before_it_is_followed(tmp_path: Path, name: str) -> None:
+    """The library ends the process where it follows one."""
+    offsets = pa.py_buffer(b"\0\0\0\0\xff\xff\xff\x7f")
+    turns = pa.Array.from_buffers(pa.list_(pa.string()), 1, [None, offsets], children=[pa.array(["x", "y"])])
+    path = write(tmp_path / name, pa.Table.from_arrays([turns], names=["turns"]))
+    assert complaint(path).startswith(f"{name} is no readable Arrow file (In column 0: Invalid: ")
+
+
 def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
     bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     path = write(tmp_path / "rows.arrow", pa.Table.from_arrays([bad], names=["q"]))

@@ -65,6 +65,8 @@ def _rows(batches: Iterator[Any], name: str) -> Iterator[tuple[dict[str, Any], i
     number = 0
     for batch in batches:
         strange = [field.name for field in batch.schema if not _is_plain(field.type)]
+        with _readable(name, "Arrow"):
+            batch.validate(full=True)  # an offset beyond the end would end the whole process, not raise
         for start in range(0, batch.num_rows, ROWS):
             with _readable(name, "Arrow"):
                 rows = batch.slice(start, ROWS).to_pylist(maps_as_pydicts="lossy")

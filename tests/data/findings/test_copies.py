@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.findings.made import found_in, lines, plain_rows, prepared, sentence
-from tunewright.data.examples import Encoded, EncodedSet, Place
+from tunewright.data.examples import Encoded, EncodedSet, FlatSet, Place
 from tunewright.data.findings import copies
 from tunewright.data.findings.copies import ALIKE, Copies, nearest_earlier, sign
 from tunewright.data.findings.rows import Batch, Row, Rows
@@ -183,10 +183,12 @@ def test_a_dialog_of_several_sequences_is_one_row(tmp_path: Path) -> None:
     encoded = [made.train[index] for index in range(4)]
     shorter = Encoded(encoded[1].input_ids[:-3], encoded[1].weights[:-3])
     order = [0, 1, 1, 2, 3]  # the second row needs two sequences, the last equals the one before
-    made.train = EncodedSet.build(
-        [encoded[0], shorter, *encoded[1:]],
-        [Place("rows.json", 1)] * 5,  # all on one line
-    )
+    flat = EncodedSet.build([encoded[0], shorter, *encoded[1:]], [Place("rows.json", 1)] * 5)  # all on one line
+
+    class OfRows(FlatSet):
+        rows = np.array(order)
+
+    made.train = OfRows(flat.input_ids, flat.weights, flat.offsets, flat.places)
     examples = [replace(made.train_examples[index], place=Place("rows.json", 1)) for index in order]
     made.train_examples = examples
     walked = [row for part in Rows(made).batches() for row in part.rows]
