@@ -84,6 +84,25 @@ def test_online_names_are_hub_ids(tmp_path: Path) -> None:
     assert expand_registry(data, tmp_path) == [SourceConfig(path="a/b", source="huggingface")]
 
 
+def test_registry_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache of huggingface_hub, as it lies there after a download; files are those of that data set."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "datasets--org--sets"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    entries = {"mine": {"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}}}
+    (kept / "snapshots" / "abc" / "dataset_info.json").write_text(json.dumps(entries))
+    found = expand_registry(DataConfig(registry="REMOTE:org/sets", use=["mine"]), tmp_path)
+    columns = ColumnsConfig(prompt="q", response="a")
+    assert found == [source(path="org/sets", source="huggingface", folder="a.json", columns=columns)]
+    with pytest.raises(
+        UsageError, match="data.registry: no dataset_info.json was found in org/other on Hugging Face: "
+    ):
+        expand_registry(DataConfig(registry="REMOTE:org/other", use=["mine"]), tmp_path)
+
+
 def test_order_and_folders(tmp_path: Path) -> None:
     """Sources of their own come first; files lie beside the registry, which may be named by its folder."""
     (tmp_path / "sets").mkdir()
