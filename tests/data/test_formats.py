@@ -1,4 +1,4 @@
-"""Rows of each form become the right messages; every kind of bad row has its reason."""
+"""Rows with columns of text become the right examples; every kind of bad row has its reason."""
 
 import math
 from typing import Any
@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.config.schema import ColumnsConfig, SourceConfig
-from tunewright.data.columns import Layout, choose_layout
-from tunewright.data.examples import Dialog, Message, Place, Text
-from tunewright.data.formats import BadRow, read_example
-from tunewright.errors import UsageError
+from tunewright.data.columns import Layout
+from tunewright.data.examples import Dialog, Example, Labelled, Message, Place, Preference, Prompt, Text
+from tunewright.data.formats import BadRow, for_stage, read_example
+from tunewright.data.turns import Tags
 
 PLACE = Place("rows.json", 7)
 ALPACA = Layout(
@@ -19,7 +18,6 @@ ALPACA = Layout(
     {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"},
     False,
 )
-CONVERSATION = Layout("conversation", {"messages": "conversation", "system": "system"}, False)
 
 
 def turns(row: dict[str, Any], layout: Layout = ALPACA, system: str | None = None) -> list[tuple[str, str]]:
@@ -114,189 +112,266 @@ def test_bad_alpaca_rows(row: dict[str, Any], expected: str) -> None:
     assert reason(row) == expected
 
 
-def test_input_output_turns() -> None:
-    row = {
-        "conversation": [
-            {"system": "be kind", "input": "hi", "output": "hello", "need_eos_token": False},
-            {"system": "be kind", "input": "how are you", "output": "fine"},
-            {"input": "bye", "output": "see you"},
-        ]
-    }
-    dialog = [("user", "hi"), ("assistant", "hello"), ("user", "how are you"), ("assistant", "fine")]
-    assert turns(row, CONVERSATION) == [
-        ("system", "be kind"), *dialog, ("user", "bye"), ("assistant", "see you"),
+def test_history_in_a_table_is_json() -> None:
+    assert turns({"instruction": "q", "output": "a", "history": '[["hi", "salut"]]'})[:2] == [
+        ("user", "hi"), ("assistant", "salut"),
     ]  # fmt: skip
+    assert reason({"instruction": "q", "output": "a", "history": "[["}) == "history is not a list of [question, answer]"
 
 
-@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
-@pytest.mark.parametrize("own", [True, False])
-def test_role_turns(names: tuple[str, str, str, str], own: bool) -> None:
-    role, content, user, assistant = names
-    spoken = [(user, "hi"), (assistant, "hello"), (user, "bye"), (assistant, "see you")]
-    if own:
-        spoken.insert(0, ("system", "be kind"))
-    row = {"conversation": [{role: who, content: what} for who, what in spoken], "system": "of the row"}
-    assert turns(row, CONVERSATION, "of the config") == [
-        ("system", "be kind" if own else "of the row"),
-        ("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "see you"),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        [{"input": "a", "output": "b", "output_with_loss": False}, {"input": "c", "output": "d"}],
-        [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "b", "loss": False},
-            {"role": "user", "content": "c"},
-            {"role": "assistant", "content": "d"},
-        ],
-    ],
-)
-def test_answers_may_be_kept_from_training(value: list[dict[str, Any]]) -> None:
-    example = read_example({"conversation": value}, CONVERSATION, None, PLACE)
+def test_a_leading_thought_is_reasoning() -> None:
+    """It is kept apart, so that the template can place or strip it; a later one is ordinary text."""
+    row = {"instruction": "q", "output": "<think>\nhm\n</think>\n\nyes", "history": [["a", "b <think>c</think>"]]}
+    example = read_example(row, ALPACA, None, PLACE)
     assert isinstance(example, Dialog)
-    assert example.messages == (
-        Message("user", "a"), Message("assistant", "b", weight=0.0), Message("user", "c"), Message("assistant", "d"),
-    )  # fmt: skip
-
-
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    assert example.messages[1] == Message("assistant", "b <think>c</think>")
+    assert example.messages[-1] == Message("assistant", "yes", reasoning="hm")
+    empty = read_example({"instruction": "q", "output": "<think>\n\n</think>\n\nyes"}, ALPACA, None, PLACE)
+    assert isinstance(empty, Dialog)
+    assert empty.messages[-1] == Message("assistant", "yes")
+    assert reason({"instruction": "q", "output": "<think>hm</think> "}) == "no answer"
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("tools", "expected"),
     [
-        (None, "no turns"),
-        ([], "no turns"),
-        ("text", "the dialog is not a list of turns"),
-        (["text"], "the dialog is not a list of turns"),
-        ({"input": "a"}, "the dialog is not a list of turns"),
-        ([{"input": "", "output": "a"}], "no question"),
-        ([{"input": "q", "output": "a"}, {"input": "q", "output": None}], "no answer"),
-        ([{"input": "q", "output": "a"}, {"input": "q"}], "no answer"),
-        ([{"input": "q", "output": "a"}, {"system": "s", "input": "q", "output": "a"}],
-         "the system prompt changes within the dialog"),
-        ([{"input": "q", "output": "a", "output_with_loss": False}], "no answer of the dialog carries loss"),
-        ([{"input": "q"}], "a turn has the role None; read are system, user and assistant"),
-        ([USER, {"role": "tool", "content": "x"}], "a turn has the role 'tool'; read are system, user and assistant"),
-        ([USER, {"role": ["user"], "content": "x"}],
-         "a turn has the role ['user']; read are system, user and assistant"),
-        ([USER, USER], "question and answer do not alternate"),
-        ([ANSWER], "question and answer do not alternate"),
-        ([USER, ANSWER, {"role": "system", "content": "x"}], "question and answer do not alternate"),
-        ([USER], "the dialog does not end with an answer"),
-        ([{"role": "system", "content": "x"}], "the dialog does not end with an answer"),
-        ([USER, {"role": "assistant", "content": None}], "no answer"),
-        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "the answer is not text"),
+        ('[{"name": "f",  "parameters": {}}]', '[{"name":"f","parameters":{}}]'),
+        ([{"name": "查"}], '[{"name":"查"}]'),
+        ("", None), (None, None), ([], None), ("[]", None),
     ],
 )  # fmt: skip
-def test_bad_dialogs(value: object, expected: str) -> None:
-    assert reason({"conversation": value}, CONVERSATION) == expected
+def test_tools_have_one_spelling(tools: object, expected: str | None) -> None:
+    layout = Layout("alpaca", {"prompt": "q", "response": "a", "tools": "tools"}, False)
+    example = read_example({"q": "x", "a": "y", "tools": tools}, layout, None, PLACE)
+    assert isinstance(example, Dialog)
+    assert example.tools == expected
+
+
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        ("[{", "the list of tools is not JSON"),
+        ("f", "the list of tools is not JSON"),
+        ("[" * 100_000, "the list of tools is not JSON"),
+        ('["f"]', "the tools are not a list of objects"),
+        ({"name": "f"}, "the tools are not a list of objects"),
+        (7, "the tools are not a list of objects"),
+        ([{"name": "f", "limit": math.nan}], "the list of tools is not JSON"),
+        ([{"name": b"f"}], "the list of tools is not JSON"),
+        ([{"name": "\ud83d"}], "the list of tools holds half of a character (a lone surrogate)"),
+    ],
+)
+def test_bad_tools(tools: object, expected: str) -> None:
+    layout = Layout("alpaca", {"prompt": "q", "response": "a", "tools": "tools"}, False)
+    assert reason({"q": "x", "a": "y", "tools": tools}, layout) == expected
+
+
+@pytest.mark.parametrize("name", ["images", "videos", "audios"])
+def test_pictures_and_sounds_are_refused(name: str) -> None:
+    assert (
+        reason({"instruction": "q", "output": "a", name: ["x"]}) == f"the row has {name}, but only text can be learnt"
+    )
+    assert turns({"instruction": "q", "output": "a", name: []}) == [("user", "q"), ("assistant", "a")]
+
+
+RANKED = Layout("alpaca", {"prompt": "q", "chosen": "good", "rejected": "bad"}, False, "preference")
+QUESTION = (Message("system", "s"), Message("user", "x"))
+
+
+def test_better_and_worse_answers() -> None:
+    expected = Preference(QUESTION, Message("assistant", "y"), Message("assistant", "n"), PLACE)
+    assert read_example({"q": "x", "good": "y", "bad": "n"}, RANKED, "s", PLACE) == expected
+    messages = {"q": "x", "good": {"role": "assistant", "content": "y"}, "bad": [{"role": "assistant", "content": "n"}]}
+    assert read_example(messages, RANKED, "s", PLACE) == expected
+    both = Layout("alpaca", {"prompt": "q", "response": "answers"}, False, "preference")
+    assert read_example({"q": "x", "answers": ["y", "n"]}, both, "s", PLACE) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"q": "x", "good": "y"}, "no answer"),
+        ({"q": "x", "good": " ", "bad": "n"}, "no answer"),
+        ({"q": "", "good": "y", "bad": "n"}, "no question"),
+        ({"q": "x", "good": ["y"], "bad": "n"}, "the answer is not text"),
+        ({"q": "x", "good": {"text": "y"}, "bad": "n"}, "the answer is not text"),
+        ({"q": "x", "good": [], "bad": "n"}, "no answer"),
+        ({"q": "x", "good": {"role": "user", "content": "y"}, "bad": "n"},
+         "an answer does not end with the assistant's turn"),
+        ({"q": "x", "good": [{"role": "user", "content": "z"}, {"role": "assistant", "content": "y"}], "bad": "n"},
+         "an answer does not reply to the prompt"),
+        ({"q": "x", "bad": "n", "good": [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+            {"role": "tool", "content": "1"}, {"role": "assistant", "content": "y"}]},
+         "the better and the worse answer reply to different dialogs"),
+    ],
+)  # fmt: skip
+def test_bad_better_and_worse_answers(row: dict[str, Any], expected: str) -> None:
+    assert reason(row, RANKED) == expected
+
+
+def test_two_answers_in_a_list() -> None:
+    both = Layout("alpaca", {"prompt": "q", "response": "answers"}, False, "preference")
+    for answers in (["y"], "y", None, ["a", "b", "c"], {"a": "b"}):
+        assert reason({"q": "x", "answers": answers}, both) == "the answer is not a list of a better and a worse one"
+
+
+HH = Layout("hh", {"chosen": "chosen", "rejected": "rejected"}, False, "preference")
+
+
+def test_transcripts() -> None:
+    before = "\n\nHuman: hi \n\nAssistant: hello\n\nHuman: two\n\nlines\n\nAssistant:"
+    row = {"chosen": f"{before} yes", "rejected": f"{before} no\n"}
+    assert read_example(row, HH, None, PLACE) == Preference(
+        (Message("user", "hi"), Message("assistant", "hello"), Message("user", "two\n\nlines")),
+        Message("assistant", "yes"),
+        Message("assistant", "no"),
+        PLACE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, "no answer"),
+        (["a"], "the answer is not text"),
+        ("hello", "the dialog does not begin with 'Human:'"),
+        ("hello\n\nHuman: x\n\nAssistant: y", "the dialog does not begin with 'Human:'"),
+        ("Assistant: y", "question and answer do not alternate"),
+        ("Human: x\n\nHuman: x", "question and answer do not alternate"),
+        ("Human: x", "the dialog does not end with an answer"),
+        ("Human: x\n\nAssistant: ", "no answer"),
+        ("Human:\n\nAssistant: y", "no question"),
+        ("Human: z\n\nAssistant: y", "the better and the worse answer reply to different dialogs"),
+        ("Human: x\n\nAssistant: a\n\nHuman: b\n\nAssistant: y",
+         "the better and the worse answer reply to different dialogs"),
+    ],
+)  # fmt: skip
+def test_bad_transcripts(chosen: object, expected: str) -> None:
+    assert reason({"chosen": chosen, "rejected": "Human: x\n\nAssistant: n"}, HH) == expected
+
+
+LABELLED = Layout("prompt-completion", {"prompt": "q", "response": "a", "label": "label"}, False, "labelled")
+
+
+@pytest.mark.parametrize(
+    ("label", "good"),
+    [
+        (True, True),
+        (False, False),
+        (1, True),
+        (0, False),
+        ("True", True),
+        (" false ", False),
+        ("0", False),
+        (1.0, True),
+    ],
+)
+def test_labelled_answers(label: object, good: bool) -> None:
+    row = {"q": "x", "a": "y", "label": label}
+    assert read_example(row, LABELLED, "s", PLACE) == Labelled(QUESTION, Message("assistant", "y"), good, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"q": "x", "a": "y"}, "no label"),
+        ({"q": "x", "a": "y", "label": ""}, "no label"),
+        ({"q": "x", "a": "y", "label": math.nan}, "no label"),
+        ({"q": "x", "a": "y", "label": "good"}, "the label is not true or false"),
+        ({"q": "x", "a": "y", "label": 2}, "the label is not true or false"),
+        ({"q": "x", "a": "y", "label": [True]}, "the label is not true or false"),
+        ({"q": "x", "label": True}, "no answer"),
+        ({"a": "x", "label": True}, "no question"),
+    ],
+)
+def test_bad_labelled_answers(row: dict[str, Any], expected: str) -> None:
+    assert reason(row, LABELLED) == expected
+
+
+def test_prompts() -> None:
+    layout = Layout("prompt-completion", {"prompt": "q"}, False, "prompt")
+    assert read_example({"q": "x"}, layout, "s", PLACE) == Prompt(QUESTION, PLACE)
+    assert reason({"q": None}, layout) == "no question"
 
 
 def test_raw_text() -> None:
-    layout = Layout("text", {"text": "text"}, False)
+    layout = Layout("text", {"text": "text"}, False, "text")
     assert read_example({"text": " once\n"}, layout, "unused", PLACE) == Text(" once\n", PLACE)
     assert reason({"text": " "}, layout) == "no text"
     assert reason({}, layout) == "no text"
     assert reason({"text": []}, layout) == "the text is not text"
 
 
-def layout_of(*columns: str, lists: tuple[str, ...] = (), stage: str = "sft", **settings: Any) -> Layout:
-    return choose_layout(columns, lists, SourceConfig(path="f.json", **settings), stage, "data.train")
-
-
 @pytest.mark.parametrize(
-    ("columns", "expected", "guessed"),
+    ("layout", "cell"),
     [
-        ("instruction input output", {"prompt": "instruction", "response": "output", "query": "input"}, False),
-        ("Instruction Output History", {"prompt": "Instruction", "response": "Output", "history": "History"}, False),
-        ("q a", {"prompt": "q", "response": "a"}, True),
-        ("A Q", {"prompt": "Q", "response": "A"}, True),
-        ("id Question Answer", {"prompt": "Question", "response": "Answer"}, True),
-        ("prompt response system", {"prompt": "prompt", "response": "response", "system": "system"}, True),
-        ("prompt query response", {"prompt": "prompt", "response": "response", "query": "query"}, True),
-        ("query response", {"prompt": "query", "response": "response"}, True),
-        ("input output", {"prompt": "input", "response": "output"}, True),
-        ("问 答", {"prompt": "问", "response": "答"}, True),
-        ("回答 问题", {"prompt": "问题", "response": "回答"}, True),
-        ("指令 输入 输出", {"prompt": "指令", "response": "输出", "query": "输入"}, True),
-    ],
-)
-def test_columns_are_guessed(columns: str, expected: dict[str, str], guessed: bool) -> None:
-    assert layout_of(*columns.split()) == Layout("alpaca", expected, guessed)
-
-
-def test_config_overrides_the_guess() -> None:
-    chosen = layout_of("question", "answer", "title", "input", columns=ColumnsConfig(prompt="title"))
-    assert chosen.columns == {"prompt": "title", "response": "answer", "query": "input"}
-    assert chosen.guessed
-    chosen = layout_of("question", "answer", "b", columns=ColumnsConfig(prompt="b", response="question"))
-    assert chosen == Layout("alpaca", {"prompt": "b", "response": "question"}, False)
-
-
-def test_dialogs_are_known_by_a_column_of_lists() -> None:
-    assert layout_of("id", "conversations", lists=("conversations",)) == Layout(
-        "conversation", {"messages": "conversations"}, False
-    )
-    assert layout_of("conversation", "q", "a").format == "alpaca"  # there, conversation may be a number
-    assert layout_of("talk", columns=ColumnsConfig(messages="talk")).columns == {"messages": "talk"}
-    assert layout_of("messages", "system", format="conversation").columns == {
-        "messages": "messages",
-        "system": "system",
-    }
-
-
-def test_text_columns() -> None:
-    assert layout_of("id", "text", stage="pt") == Layout("text", {"text": "text"}, False)
-    assert layout_of("id", "正文", stage="pt") == Layout("text", {"text": "正文"}, True)
-    assert layout_of("q", "a", stage="pt", columns=ColumnsConfig(text="a")) == Layout("text", {"text": "a"}, False)
-
-
-@pytest.mark.parametrize(
-    ("columns", "settings", "message"),
-    [
-        ("question answer", {"columns": {"prompt": "quesion"}},
-         "data.train.columns.prompt: f.json has no column 'quesion', it has question, answer; "
-         "did you mean 'question'?"),
-        ("question answer", {"columns": {"response": "Answer"}},
-         "data.train.columns.response: f.json has no column 'Answer', it has question, answer; "
-         "did you mean 'answer'?"),
-        ("问 答", {"columns": {"history": "zzz"}},
-         "data.train.columns.history: f.json has no column 'zzz', it has 问, 答"),
-        ("姓名 年龄", {},
-         "f.json: no columns for questions and answers were recognised among 姓名, 年龄: "
-         "name them, data.train.columns: {prompt: …, response: …}"),
-        ("姓名 年龄", {"columns": {"prompt": "姓名"}},
-         "f.json: no columns for questions and answers were recognised among 姓名, 年龄: "
-         "name them, data.train.columns: {response: …}"),
-        ("text", {},
-         "f.json: no columns for questions and answers were recognised among text: "
-         "name them, data.train.columns: {prompt: …, response: …}, or learn from raw text, method.stage: pt"),
-        ("q a", {"stage": "pt"},
-         "f.json: no columns for raw text were recognised among q, a: "
-         "name them, data.train.columns: {text: …}, or learn from questions and answers, method.stage: sft"),
-        ("q a", {"format": "conversation"},
-         "f.json: no columns for dialogs were recognised among q, a: name them, data.train.columns: {messages: …}"),
-        ("q a", {"format": "text"}, "f.json: raw text is for method.stage: pt, but the stage is sft"),
-        ("q a", {"columns": {"text": "a"}}, "f.json: raw text is for method.stage: pt, but the stage is sft"),
-        ("q a", {"format": "alpaca", "stage": "pt"},
-         "data.train.format: alpaca is for method.stage: sft, but pt learns from raw text"),
-        ("text x", {"stage": "pt", "columns": {"system": "x"}},
-         "data.train.columns.system has no meaning for raw text: remove it"),
-        ("q a messages", {"format": "alpaca", "columns": {"messages": "messages"}},
-         "data.train.columns.messages has no meaning for questions and answers: remove it"),
-        ("", {},
-         "f.json: no columns for questions and answers were recognised among none: "
-         "name them, data.train.columns: {prompt: …, response: …}"),
-        (" ".join(f"c{index}" for index in range(15)), {"stage": "pt"},
-         "f.json: no columns for raw text were recognised among c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11 "
-         "and 3 more: name them, data.train.columns: {text: …}"),
+        (Layout("xtuner", {"messages": "talk"}, False, "text", Tags(pair=("input", "output"))),
+         [{"input": "", "output": "<think>a</think> b", "need_eos_token": False}]),
+        (Layout("openai", {"messages": "talk"}, False, "text"),
+         [{"role": "assistant", "content": "<think>a</think> b"}]),
     ],
 )  # fmt: skip
-def test_wrong_columns(columns: str, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        layout_of(*columns.split(), **settings)
-    assert str(caught.value) == message
+def test_raw_text_as_an_answer_to_nothing(layout: Layout, cell: object) -> None:
+    assert read_example({"talk": cell}, layout, None, PLACE) == Text("<think>a</think> b", PLACE)
+
+
+@pytest.mark.parametrize(
+    ("tags", "cell", "expected"),
+    [
+        (Tags(pair=("input", "output")), [{"input": "q", "output": "a"}],
+         "pre-training learns from raw text, but this row has a question"),
+        (Tags(pair=("input", "output")), [{"output": "a"}, {"output": "a"}],
+         "pre-training learns from raw text, which this row is not"),
+        (Tags(pair=("input", "output")), [{"output": " "}], "no text"),
+        (Tags(), [{"role": "user", "content": "q"}], "pre-training learns from raw text, which this row is not"),
+        (Tags(), [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}],
+         "pre-training learns from raw text, which this row is not"),
+        (Tags(), None, "no turns"),
+    ],
+)  # fmt: skip
+def test_dialogs_are_no_raw_text(tags: Tags, cell: object, expected: str) -> None:
+    assert reason({"talk": cell}, Layout("openai", {"messages": "talk"}, False, "text", tags)) == expected
+
+
+YES, NO = Message("assistant", "yes"), Message("assistant", "no")
+USER = (Message("user", "q"),)
+EXAMPLES: dict[str, Example] = {
+    "text": Text("t", PLACE),
+    "dialog": Dialog((*USER, YES), PLACE, "[]"),
+    "preference": Preference(USER, YES, NO, PLACE, "[]"),
+    "equal": Preference(USER, YES, YES, PLACE),
+    "good": Labelled(USER, YES, True, PLACE, "[]"),
+    "bad": Labelled(USER, NO, False, PLACE),
+    "untrained": Labelled(USER, Message("assistant", "yes", 0.0), True, PLACE),
+    "prompt": Prompt(USER, PLACE, "[]"),
+}
+NOT_RAW = "pre-training learns from raw text, which this row is not"
+RAW = "the row is raw text, which only pre-training learns from"
+UNRANKED = "the row has no better and worse answer"
+UNLABELLED = "the row's answer is not labelled good or bad"
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("pt", {"text": "text", **dict.fromkeys(EXAMPLES.keys() - {"text"}, NOT_RAW)}),
+        ("sft", {"text": RAW, "dialog": "dialog", "preference": "dialog", "equal": Dialog((*USER, YES), PLACE),
+                 "good": "dialog", "bad": "its answer is labelled bad", "prompt": "no answer",
+                 "untrained": "no answer of the dialog carries loss"}),
+        ("dpo", {"text": RAW, "preference": "preference", "equal": "the better and the worse answer are the same",
+                 **dict.fromkeys(["dialog", "good", "bad", "untrained", "prompt"], UNRANKED)}),
+        ("kto", {"text": RAW, "good": "good", "bad": "bad", "untrained": "untrained",
+                 **dict.fromkeys(["dialog", "preference", "equal", "prompt"], UNLABELLED)}),
+        ("grpo", {"text": RAW, **dict.fromkeys(["dialog", "preference", "good", "prompt"], "prompt"),
+                  **dict.fromkeys(["equal", "bad", "untrained"], Prompt(USER, PLACE))}),
+    ],
+)  # fmt: skip
+def test_stages_take_what_they_learn_from(stage: str, expected: dict[str, Any]) -> None:
+    assert expected.keys() == EXAMPLES.keys()
+    for name, result in expected.items():
+        try:
+            taken: object = for_stage(EXAMPLES[name], stage)
+        except BadRow as bad:
+            taken = str(bad)
+        assert taken == (EXAMPLES.get(result, result) if isinstance(result, str) else result), name

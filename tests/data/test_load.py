@@ -107,7 +107,7 @@ def test_several_sources(tmp_path: Path) -> None:
     loaded = load(tmp_path, train=["a.jsonl", {"path": "b.jsonl"}], validation="v.jsonl")
     assert [str(example.place) for example in loaded.train] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
     assert [str(example.place) for example in loaded.validation] == ["v.jsonl:1", "v.jsonl:2"]
-    assert [source.format for source in loaded.sources] == ["alpaca", "conversation", "alpaca"]
+    assert [source.format for source in loaded.sources] == ["alpaca", "xtuner", "alpaca"]
     assert (loaded.rows, loaded.duplicates, loaded.overlap) == (6, 1, 1)
     everything = first.read_bytes() + second.read_bytes() + held_out.read_bytes()
     assert loaded.sha256 == hashlib.sha256(everything).hexdigest()

@@ -26,7 +26,7 @@ from tunewright.runs.folder import RunFolder
 pytestmark = pytest.mark.usefixtures("one_thread", "no_probe")
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("guide.md", "config.md", "how-it-works.md")
+PAGES = ("guide.md", "data.md", "config.md", "how-it-works.md")
 DOCS = [ROOT / "README.md", *(ROOT / "docs" / language / page for language in ("en", "zh") for page in PAGES)]
 
 MODEL = "smollm2-135m-instruct"  # a tiny model stands in for it

@@ -114,13 +114,11 @@ def _on_data(config: "RunConfig", data: Path | None) -> "RunConfig":
         return config
     if not data.is_file():
         raise UsageError(f"--data: there is no file {data}")
-    source = config.data.train[0].model_copy(update={"path": str(data.absolute())})
     # column names and sheet of the run apply to a file of the same kind only
-    fits = Path(config.data.train[0].path).suffix == data.suffix
-    chosen = source if fits else SourceConfig(path=str(data.absolute()))
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"train": [chosen], "validation": None})}, deep=True
-    )
+    like = next((source for source in config.data.train[:1] if Path(source.path).suffix == data.suffix), None)
+    chosen = (like or SourceConfig(path=data.name)).model_copy(update={"path": str(data.absolute())})
+    changes = {"train": [chosen], "validation": None, "registry": None, "use": []}
+    return config.model_copy(update={"data": config.data.model_copy(update=changes)}, deep=True)
 
 
 def _material(config: "RunConfig", tokenizer: Any, prepared: "Prepared", all_of_it: bool) -> "Material":

@@ -8,10 +8,17 @@ import typer
 from tunewright.cli.output import print_json, print_table
 
 FORMATS = {
-    "alpaca": "a question and an answer per row: instruction, input, output, system, history, or any two columns",
-    "conversation": 'several turns per row: {"conversation": [{"system": …, "input": …, "output": …}, …]}',
+    "alpaca": "a question and an answer: instruction, input, output, system, history, tools, or any two columns",
+    "query-response": "the same as query, response, history (ms-swift)",
+    "prompt-completion": "the same as prompt, completion, of text or of messages (TRL)",
+    "conversation": "a list of turns in one of the next three forms, told from the rows",
+    "openai": 'turns with a speaker: {"messages": [{"role": …, "content": …}, …], "tools": […]}',
+    "sharegpt": 'turns with a speaker: {"conversations": [{"from": …, "value": …}, …], "system": …, "tools": …}',
+    "xtuner": 'questions with answers: {"conversation": [{"system": …, "input": …, "output": …}, …]}',
+    "hh": "a better and a worse answer, each a whole dialog in one text: chosen, rejected",
     "text": "raw text for pre-training (method.stage: pt)",
 }
+KINDS = "Answers may also be ranked (chosen, rejected), labelled good or bad (label), or left out (prompts alone)."
 
 
 class Kind(StrEnum):
@@ -37,6 +44,8 @@ def ls(
         print_table(list(listing[each][0]), rows, indent="" if kind else "  ")
         if kind is None:
             print()
+    if Kind.formats in kinds:
+        print(KINDS)
     if Kind.recipes in kinds:
         print("Copy a recipe and make it yours: tunewright cp RECIPE FILE")
 

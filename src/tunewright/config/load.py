@@ -358,6 +358,8 @@ def _find_paths(config: RunConfig, folder: Path) -> RunConfig:
         changes["validation"] = _find_source(data.validation, folder)
     if data.template != "auto":
         changes["template"] = _find(data.template, folder)
+    if data.registry is not None:
+        changes["registry"] = _find(data.registry, folder)
     return config.model_copy(update={"model": model, "data": data.model_copy(update=changes)})
 
 

@@ -6,7 +6,8 @@ Reading YAML, overrides and error messages live in `config/load.py`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -36,7 +37,23 @@ class ColumnsConfig(Section):
     system: str | None = Field(None, description="Column with the system prompt of the row.")
     history: str | None = Field(None, description="Column with earlier turns as [[question, answer], …].")
     messages: str | None = Field(None, description="Column with the turns of a multi-turn dialog.")
+    tools: str | None = Field(None, description="Column with the tools the assistant may call, a JSON list.")
+    chosen: str | None = Field(None, description="Column with the better answer.")
+    rejected: str | None = Field(None, description="Column with the worse answer.")
+    label: str | None = Field(None, description="Column that says whether the answer is good, true or false.")
     text: str | None = Field(None, description="Column with raw text, for pre-training.")
+
+
+class TagsConfig(Section):
+    """Keys and names inside the turns of a dialog; unset ones are those in common use."""
+
+    role_tag: str | None = Field(None, description="Key of who speaks, such as from or role.")
+    content_tag: str | None = Field(None, description="Key of what is said, such as value or content.")
+    user_tag: str | None = Field(None, description="Name of the user, such as human.")
+    assistant_tag: str | None = Field(None, description="Name of the assistant, such as gpt.")
+    observation_tag: str | None = Field(None, description="Name of a tool that answers, such as observation.")
+    function_tag: str | None = Field(None, description="Name of the assistant where it calls a tool: function_call.")
+    system_tag: str | None = Field(None, description="Name of the system prompt's turn, such as system.")
 
 
 class SourceConfig(Section):
@@ -58,10 +75,29 @@ class SourceConfig(Section):
         None, description="Read only this folder or file, or files like this pattern, of a data set."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a data set on a hub.")
-    format: Literal["auto", "alpaca", "conversation", "text"] = Field(
-        "auto", description="Form of the rows; auto looks at them and shows what it found."
+    format: Literal[
+        "auto",
+        "alpaca",
+        "query-response",
+        "prompt-completion",
+        "conversation",
+        "sharegpt",
+        "openai",
+        "xtuner",
+        "hh",
+        "text",
+    ] = Field(
+        "auto", description="Form of the rows (`tunewright ls formats`); auto looks at them and shows what it is."
+    )
+    kind: Literal["auto", "dialog", "preference", "labelled", "prompt", "text"] = Field(
+        "auto", description="What a row is: answered, ranked, labelled good or bad, a prompt alone, or raw text."
     )
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Column names, where the guess is wrong.")
+    tags: TagsConfig = Field(default_factory=TagsConfig, description="Keys of turns, where the guess is wrong.")
+    guess: bool = Field(
+        True,
+        description="Look for columns that are not named; false reads the named ones only, or the form's own if none.",
+    )
     sheet: str | None = Field(None, description="Excel sheet to read; the first one unless named.")
     encoding: str | None = Field(
         None, description="Text encoding such as big5; UTF-8 unless declared, or plainly GB18030 (GBK)."
@@ -70,12 +106,25 @@ class SourceConfig(Section):
         "auto", description="What separates the columns of a CSV file; auto looks at its first rows."
     )
     max_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Read at most this many rows.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of its examples in each epoch: 0.5 takes half of them by turns, 2 each one twice."
+    )
+    num_samples: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Train on this many of its examples, drawn once by the seed; repeated where there are fewer."
+    )
 
 
 class DataConfig(Section):
     """What to learn from."""
 
-    train: list[SourceConfig] = Field(min_length=1, description="A path, a list of paths, or mappings.")
+    registry: str | None = Field(
+        None, description="LLaMA-Factory's dataset_info.json, its folder, REMOTE:org/repo, or ONLINE for hub ids."
+    )
+    use: list[str] = Field(default_factory=list, description="Sets of the registry to train on, besides data.train.")
+    hub: Literal["auto", "huggingface", "modelscope"] = Field(
+        "auto", description="Which hub a set of the registry comes from; auto follows USE_MODELSCOPE_HUB."
+    )
+    train: list[SourceConfig] = Field(description="A path, a list of paths, or mappings.")
     validation: float | int | SourceConfig | None = Field(
         0.02, description="Held-out examples: a share below 1, a count, a file of their own, or null for none."
     )
@@ -93,10 +142,12 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
-        """`data: {path: …, columns: …}` means one training source."""
+        """`data: {path: …, columns: …}` means one training source; a registry may stand alone."""
         if isinstance(value, dict) and "path" in value and "train" not in value:
             keys = [key for key in SourceConfig.model_fields if key in value]
             value = {**{k: v for k, v in value.items() if k not in keys}, "train": {k: value[k] for k in keys}}
+        if isinstance(value, dict) and "registry" in value and "train" not in value:
+            value = {**value, "train": []}
         return value
 
     @field_validator("train", mode="before")
@@ -104,6 +155,13 @@ class DataConfig(Section):
     def _train_list(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [{"path": item} if isinstance(item, str) else item for item in items]
+
+    @field_validator("train")
+    @classmethod
+    def _train_something(cls, value: list[SourceConfig], info: ValidationInfo) -> list[SourceConfig]:
+        if not value and info.data.get("registry") is None:
+            raise PydanticCustomError("too_short", "must not be empty")
+        return value
 
     @field_validator("validation", mode="before")
     @classmethod

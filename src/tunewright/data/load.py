@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tunewright.config.schema import DataConfig, SourceConfig
-from tunewright.data.columns import choose_layout
+from tunewright.data.columns import SAMPLE, choose_layout
 from tunewright.data.examples import Example, Place
 from tunewright.data.find import find_named_files
-from tunewright.data.formats import BadRow, read_example
+from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.read import read_files
+from tunewright.data.registry import expand_registry
 from tunewright.data.split import content, split
 from tunewright.errors import UsageError
 
@@ -71,8 +71,9 @@ def load_examples(data: DataConfig, stage: str, seed: int, base: Path) -> Loaded
     Relative paths start at `base`; `seed` decides which examples are held out. Raises UsageError for every fault of a
     file, and when more than a tenth of one is bad or nothing is left.
     """
-    keys = ["data.train"] if len(data.train) == 1 else [f"data.train.{index}" for index in range(len(data.train))]
-    files = [_load_file(source, data, stage, base, key) for source, key in zip(data.train, keys, strict=True)]
+    sources = expand_registry(data, base)
+    keys = ["data.train"] if len(sources) == 1 else [f"data.train.{index}" for index in range(len(sources))]
+    files = [_load_file(source, data, stage, base, key) for source, key in zip(sources, keys, strict=True)]
     examples = [example for file in files for example in file.examples]
     known = {content(example) for example in examples}
     overlap = 0
@@ -106,13 +107,13 @@ class _File:
 def _load_file(source: SourceConfig, data: DataConfig, stage: str, base: Path, key: str) -> _File:
     files = find_named_files(source, base, key)
     rows = list(read_files(files, source, key))
-    columns, lists = _columns([row for row, _ in rows])
-    layout = choose_layout(columns, lists, source, stage, key)
+    columns = dict.fromkeys(name for row, _ in rows for name in row)
+    layout = choose_layout([row for row, _ in rows[:SAMPLE]], source, stage, key)
     examples: list[Example] = []
     dropped: dict[str, Dropped] = {}
     for row, place in rows:
         try:
-            examples.append(read_example(row, layout, data.system, place))
+            examples.append(for_stage(read_example(row, layout, data.system, place), stage))
         except BadRow as bad:
             reason = str(bad)
             dropped.setdefault(reason, Dropped(reason)).add(place)
@@ -127,16 +128,6 @@ def _load_file(source: SourceConfig, data: DataConfig, stage: str, base: Path, k
         ignored=[name for name in columns if name not in used],
     )
     return _File([file.path for file in files], examples, list(dropped.values()), report)
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """All column names in order of appearance, and those whose first value is a list."""
-    first: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.items():
-            if first.get(name) is None:
-                first[name] = value
-    return list(first), [name for name, value in first.items() if isinstance(value, list)]
 
 
 def _refuse_too_many(source: SourceConfig, dropped: list[Dropped], kept: int, drop_bad_rows: bool, key: str) -> None:

@@ -261,7 +261,8 @@ def choose_output(config: RunConfig, root: Path = Path("runs")) -> Path:
     """`output` of the config, or the first free of `runs/STEM`, `runs/STEM-2`, … named after the first data file."""
     if config.output is not None:
         return Path(config.output).expanduser()
-    return free_folder(root / (Path(config.data.train[0].path).stem or "run"))
+    first = next((source.path for source in config.data.train), next(iter(config.data.use), "run"))
+    return free_folder(root / (Path(first).stem or "run"))
 
 
 def free_folder(path: Path) -> Path:
@@ -311,6 +312,8 @@ def _absolute_paths(config: RunConfig, model_folder: Path) -> RunConfig:
         changes["validation"] = _absolute_source(data.validation)
     if data.template != "auto":
         changes["template"] = _absolute(data.template)
+    if data.registry is not None:
+        changes["registry"] = _absolute(data.registry)
     # A built-in or hub name stays, even if a folder here happens to be called the same.
     if Path(model.name).suffix == ".gguf" or Path(model.name).absolute() == model_folder.absolute():
         model = model.model_copy(update={"name": _absolute(model.name)})

@@ -53,7 +53,7 @@ def summarise(run: RunFolder) -> RunSummary:
         validation_loss=_last(metrics, "validation_loss"),
         samples_per_second=_last(metrics, "samples_per_second"),
         model=config.model.name,
-        data=", ".join(Path(source.path).name for source in config.data.train),
+        data=", ".join([*(Path(source.path).name for source in config.data.train), *config.data.use]),
         tuning=f"{config.method.stage} {config.method.tuning}",
         started=status.get("started", run.config_path.stat().st_mtime),
     )
