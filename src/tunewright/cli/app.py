@@ -35,7 +35,7 @@ VERBS = {
     "export": Verb("export", "export", "Write a merged model that other programs load, and prove that it is the same."),
     "runs": Verb("runs", "runs", "List runs, newest first."),
     "show": Verb("show", "show", "Show a run's summary, or a recipe or config with every default filled in."),
-    "data": Verb("data", "data", "Make data files: join two tables of questions and answers."),
+    "data": Verb("data", "data", "Make data files: join questions and answers, convert to another form."),
     "ls": Verb("ls", "ls", "List recipes, built-in models, chat templates and data formats."),
     "cp": Verb("cp", "cp", "Copy a recipe to a file of your own."),
     "doctor": Verb("doctor", "doctor", "Look at this machine and installation, and say what is missing."),

@@ -1,9 +1,10 @@
 """Make data files out of data files.
 
     tunewright data join QUESTIONS ANSWERS --on COLUMN --prompt COLUMN --response COLUMN [--max N] -o OUT.jsonl
+    tunewright data convert IN OUT.jsonl --to FORM
 
-How an input is read can be said as in a config: the two inputs of `join` are `data.train.0` and `data.train.1`, as in
-`data.train.0.encoding=big5`.
+How an input is read can be said as in a config: that of `convert` is `data.train`, the two inputs of `join` are
+`data.train.0` and `data.train.1`, as in `data.train.0.encoding=big5`.
 """
 
 from pathlib import Path
@@ -54,10 +55,34 @@ def join(
     _print_account(account, [questions, answers], output)
 
 
+@data.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="File, folder or pattern to read.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="File to write.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help="Form of the new rows; see tunewright ls formats.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="How to read: data.train.columns.prompt=ask.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write the rows of a file in another form, exactly or not at all."""
+    from tunewright.data.convert import convert_rows
+
+    (given,) = _sources([source], overrides)
+    converted = convert_rows(given, output, to, replace=force)
+    layout = converted.layout
+    columns = ", ".join(f"{part} = {name}" for part, name in layout.columns.items())
+    print(f"{source}: {converted.rows:,} rows, {layout.format}: {columns}{' (guessed)' if layout.guessed else ''}")
+    for name, place in converted.unread.items():
+        print(f"  not carried over: column {name}, first {place}")
+    print(f"{output}: {converted.rows:,} rows, {to}")
+
+
 def _sources(paths: list[str], overrides: list[str] | None) -> "list[SourceConfig]":
     from tunewright.config.load import load_config
 
-    given = {"model": {"name": "none"}, "data": {"train": paths}}
+    train = [{"path": path} for path in paths]
+    given = {"model": {"name": "none"}, "data": {"train": train if len(train) > 1 else train[0]}}
     return load_config(None, overrides or [], given).data.train
 
 
