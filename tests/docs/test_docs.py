@@ -166,7 +166,10 @@ def test_configs_load_and_rows_are_read(page: Path, tiny: str, folder: Path) -> 
         elif language == "json":
             for number, line in enumerate(text.splitlines()):
                 (folder / f"{number}.jsonl").write_text(line, encoding="utf-8")
-                data, stage = {"train": f"{number}.jsonl", "validation": None}, "pt" if '"text"' in line else "sft"
+                # The tiny tokenizer's own template knows no tools.
+                template = "qwen" if '"tools"' in line else "auto"
+                data = {"train": f"{number}.jsonl", "validation": None, "template": template}
+                stage = "pt" if '"text"' in line else "sft"
                 run = RunConfig.model_validate({"model": tiny, "data": data, "method": {"stage": stage}})
                 prepared = prepare(run, load_tokenizer(Path(tiny)), [], folder)
                 assert len(prepared.train) == 1
