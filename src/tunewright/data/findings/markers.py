@@ -34,6 +34,5 @@ def look_at_markers(
     if not untrained:
         known = " ".join(str(tokenizer.convert_ids_to_tokens(id)) for id in markers)
         return Found("untrained_markers", "fine", f"the model was trained on the template's markers: {known}")
-    level = "note" if all_trained else "warning"
     message, advice = explain_untrained(untrained, names)
-    return Found("untrained_markers", level, message, advice, len(untrained))
+    return Found("untrained_markers", "note" if all_trained else "warning", message, advice, len(untrained))
