@@ -19,9 +19,12 @@ import pytest
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.cli.app import VERBS, main
 from tunewright.config.load import load_config
-from tunewright.config.schema import RunConfig
-from tunewright.data.encode import prepare
-from tunewright.models.load import load_tokenizer
+from tunewright.config.schema import DataConfig
+from tunewright.data.account import SourceAccount
+from tunewright.data.examples import Place
+from tunewright.data.formats import for_stage, read_example
+from tunewright.data.load import find_sources, read_sources
+from tunewright.data.pack import Chunk
 from tunewright.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_probe")
@@ -166,14 +169,12 @@ def test_configs_load_and_rows_are_read(page: Path, tiny: str, folder: Path) -> 
         elif language == "json":
             for number, line in enumerate(text.splitlines()):
                 (folder / f"{number}.jsonl").write_text(line, encoding="utf-8")
-                # The tiny tokenizer's own template knows no tools.
-                template = "qwen" if '"tools"' in line else "auto"
-                data = {"train": f"{number}.jsonl", "validation": None, "template": template}
-                stage = "pt" if '"text"' in line else "sft"
-                run = RunConfig.model_validate({"model": tiny, "data": data, "method": {"stage": stage}})
-                prepared = prepare(run, load_tokenizer(Path(tiny)), [], folder)
-                assert len(prepared.train) == 1
-                assert not prepared.dropped
+                data, stage = {"train": f"{number}.jsonl", "validation": None}, "pt" if '"text"' in line else "sft"
+                (account, chunk) = read_sources(find_sources(DataConfig.model_validate(data), folder), stage)
+                assert isinstance(account, SourceAccount)
+                assert isinstance(chunk, Chunk)
+                (row,) = chunk.rows
+                assert for_stage(read_example(row, chunk.layout, None, Place(chunk.file, 1)), stage)
         else:
             assert language in ("sh", "python", "text"), f"a block of {language!r} is not looked at"
 
