@@ -148,7 +148,8 @@ from tunewright.chat.session import Session
 from tunewright.cli.chat import Terminal
 
 partner = open_partner(sys.argv[1])
-partner.stop_ids = (10_000,)  # outside the vocabulary: the answer goes on until the context of 512 is full
+partner.stop_ids = (10_000,)  # outside the vocabulary: the answer goes on until the context is full
+partner.model.config.max_position_embeddings = 20_000  # far beyond what the signal takes to come
 partner.sampling = partner.sampling.model_copy(update={"max_new_tokens": 10_000})
 session = Session(partner.template, partner.system, partner.context, 100)
 terminal = Terminal(partner, session, False, 1)

@@ -7,7 +7,6 @@ Reading YAML, overrides and error messages live in `config/load.py`.
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -172,7 +171,7 @@ class DataConfig(Section):
     @classmethod
     def _train_something(cls, value: list[SourceConfig], info: ValidationInfo) -> list[SourceConfig]:
         if not value and info.data.get("registry") is None:
-            raise PydanticCustomError("too_short", "must not be empty")
+            raise ValueError("must not be empty")
         return value
 
     @field_validator("validation", mode="before")

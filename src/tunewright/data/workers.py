@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -93,7 +93,10 @@ class _Worker:
         """Let it end; it is killed where it is in the midst of work that nobody waits for."""
         if error[0] is not None:
             self._process.kill()
-        with self._process:  # closes both pipes and waits
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # of a dead worker: what it was sent last is still to be written
+            self._process.stdin.close()
+        with self._process:  # closes the other pipe and waits
             pass
 
     def pack(self, chunk: Chunk) -> Pack:
