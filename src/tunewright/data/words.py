@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 KNOWN_WORDS = 1 << 16  # remembered; then all are forgotten
-NEW_SHARE = 0.2  # with more new words among a batch than this, looking them up does not pay: Chinese clauses, say
+LEARNING = 4  # batches whose words are learnt although that does not pay at once
+NEW_SHARE = {True: 0.5, False: 0.15}  # of a batch's words: with more, the tokenizer is faster (Chinese clauses, say)
 OFTEN = 10  # a part that one text in so many has is a word
 PAUSE = 16  # batches handed to the tokenizer before it is tried again
 
@@ -87,7 +88,7 @@ class WordTokenizer:
         self._added_tokens = {token["content"] for token in state["added_tokens"]}
         longest_first = map(re.escape, sorted(self._added_tokens, key=len, reverse=True))
         self._added = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
-        self._pause = 0
+        self._batches = self._pause = 0
         self._forget()
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
@@ -120,7 +121,9 @@ class WordTokenizer:
     def _learn(self, words: Sequence[str], often: set[str], cut: Cut) -> bool:
         """Know these words too; False where it does not pay, or one of them is not a word when it stands alone."""
         new = set(words).difference(self._known)
-        if len(new) > NEW_SHARE * len(words):
+        self._batches += 1
+        if len(new) > NEW_SHARE[self._batches <= LEARNING] * len(words):
+            self._batches = 0
             return False
         if len(new) + len(self._known) > KNOWN_WORDS:
             self._forget()
@@ -130,18 +133,20 @@ class WordTokenizer:
         self._remember(list(new))
         return True
 
-    def _remember(self, words: Sequence[str]) -> None:
+    def _remember(self, words: list[str]) -> None:
         if not words:
             return
-        tokens = self._encode(words)
-        counts = np.array([len(one.ids) for one in tokens])
+        tokens = self._backend.encode_batch(words, add_special_tokens=False)
+        counts = np.array([len(one) for one in tokens])
         firsts = len(self._ids) + np.cumsum(counts) - counts
+        ids = np.fromiter(chain.from_iterable(one.ids for one in tokens), np.int32)
+        offsets = np.fromiter(chain.from_iterable(chain.from_iterable(one.offsets for one in tokens)), np.int64)
         self._known.update(zip(words, range(len(self._known), len(self._known) + len(words)), strict=True))
         self._firsts = np.concatenate([self._firsts, firsts])
         self._counts = np.concatenate([self._counts, counts])
         self._lengths = np.concatenate([self._lengths, [len(word) for word in words]])
-        self._ids = np.concatenate([self._ids, *(one.ids for one in tokens)])
-        self._offsets = np.concatenate([self._offsets, *(one.offsets for one in tokens)])
+        self._ids = np.concatenate([self._ids, ids])
+        self._offsets = np.concatenate([self._offsets, offsets.reshape(-1, 2)])
 
     def _look_up(self, texts: Sequence[Sequence[str]]) -> list[Tokens]:
         """Tokens of texts whose words are all known."""
