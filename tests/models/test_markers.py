@@ -30,7 +30,7 @@ def test_what_was_never_trained_is_found_with_its_reason(trained: Tensor, dtype:
     reasons = [item.reason for item in untrained_markers(trained.to(dtype), MARKERS)]
     assert reasons[0] == "its row in the embedding is zero"
     assert "of the usual length" in reasons[1]
-    assert reasons[2] == "its row in the embedding is the same as that of token 7"
+    assert reasons[2] == "its row in the embedding is the same as another token's"
 
 
 def test_markers_set_to_one_value_give_each_other_away(trained: Tensor) -> None:
@@ -49,7 +49,7 @@ def test_rows_added_later_near_the_mean_are_found(trained: Tensor) -> None:
 
 
 def test_the_sentence_names_tokens_and_ways_out() -> None:
-    text = explain_untrained([Untrained(3, "its row in the embedding is zero")], ["<|im_end|>"])
-    assert "<|im_end|> (its row in the embedding is zero)" in text
-    assert "data.template: default" in text
-    assert "method.tuning: full" in text
+    message, advice = explain_untrained([Untrained(3, "its row in the embedding is zero")], ["<|im_end|>"])
+    assert "<|im_end|> (its row in the embedding is zero)" in message
+    assert "data.template: default" in advice
+    assert "method.tuning: full" in advice

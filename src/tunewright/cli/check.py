@@ -62,6 +62,7 @@ def check(
     from tunewright.data.check import gather_facts
     from tunewright.data.encode import prepare
     from tunewright.data.explain import explain_rows
+    from tunewright.data.findings.markers import look_at_markers
     from tunewright.data.page import write_page
     from tunewright.engine.plan import plan_training
     from tunewright.models.load import eos_ids, load_tokenizer
@@ -79,7 +80,10 @@ def check(
             _print_rows(rows)
         return
     prepared = prepare(run, tokenizer, stated, Path.cwd(), require_stop=False)
-    facts = gather_facts(run.method.stage, prepared, tokenizer, stated)
+    known = []
+    if prepared.template is not None and run.method.stage != "pt":
+        known.append(look_at_markers(prepared.template, tokenizer, model.path, run.method.tuning == "full"))
+    facts = gather_facts(run.method.stage, prepared, tokenizer, stated, known)
     if as_json:
         plan = plan_training(run, model.path, prepared)
         print_json({**facts.to_dict(), "plan": plan.to_dict()})

@@ -114,11 +114,18 @@ class Facts:
 
 
 def gather_facts(
-    stage: str, prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", stated_eos: Sequence[int] = ()
+    stage: str,
+    prepared: Prepared,
+    tokenizer: "PreTrainedTokenizerBase",
+    stated_eos: Sequence[int] = (),
+    known: Sequence[Found] = (),
 ) -> Facts:
-    """Look at prepared data; needs no model. `stated_eos` are the ids that the model's own files end an answer with."""
+    """Look at prepared data; needs no model.
+
+    `stated_eos` are the ids that the model's own files end an answer with, `known` is what was found in these files.
+    """
     sides = (prepared.train, prepared.validation)
-    looked = look(prepared, tokenizer, stated_eos)
+    looked = look(prepared, tokenizer, stated_eos, known)
     loaded, proof = prepared.loaded, prepared.stop_proof
     subject = "answer" if stage == "sft" else "document"
     proven = f"all {proof.stretches:,} {subject}s end with a token that generation stops at"

@@ -352,6 +352,13 @@ class ChatTemplate:
         return turn_end, prompt == unprompted and lead != before and self._spelling.search(lead) is not None
 
     @cached_property
+    def markers(self) -> tuple[int, ...]:
+        """Ids of the special and otherwise added tokens that the template writes around a question and its answer."""
+        dialog = [Message("user", _QUESTION), Message("assistant", _ANSWER)]
+        written = self._encode([self._renderer.text(dialog)])[0].ids
+        return tuple(dict.fromkeys(id for id in written if id in self._added))
+
+    @cached_property
     def _places_reasoning(self) -> bool:
         thinking = Message("assistant", _ANSWER, reasoning=_THOUGHTS)
         return self._probe_shows([Message("user", _QUESTION), thinking], None, _THOUGHTS)

@@ -47,11 +47,10 @@ def untrained_markers(embedding: "Tensor", ids: Sequence[int]) -> list[Untrained
     for id in dict.fromkeys(ids):
         row = embedding[id].float()
         length = float(lengths[id])
-        twin = None if length <= _TINY * usual else _twin(embedding, lengths, id)
         if length <= _TINY * usual:
             found.append(Untrained(id, "its row in the embedding is zero"))
-        elif twin is not None:
-            found.append(Untrained(id, f"its row in the embedding is the same as that of token {twin}"))
+        elif _has_twin(embedding, lengths, id):
+            found.append(Untrained(id, "its row in the embedding is the same as another token's"))
         elif (float(lengths[id].log()) - float(middle)) / float(spread) < -_SPREADS:
             found.append(Untrained(id, f"its row in the embedding is {length / float(usual):.0%} of the usual length"))
         elif float(torch.linalg.vector_norm(row - mean)) < _MEAN * float(far):
@@ -59,18 +58,19 @@ def untrained_markers(embedding: "Tensor", ids: Sequence[int]) -> list[Untrained
     return found
 
 
-def explain_untrained(untrained: Sequence[Untrained], names: Sequence[str]) -> str:
-    """The sentence for the user; `names` are the spellings of the tokens."""
+def explain_untrained(untrained: Sequence[Untrained], names: Sequence[str]) -> tuple[str, str]:
+    """What to tell the user, and what to do; `names` are the spellings of the tokens."""
     tokens = ", ".join(f"{name} ({item.reason})" for item, name in zip(untrained, names, strict=True))
     return (
-        f"the chat template writes tokens this model was never trained on: {tokens}. It is a base model, and adapters "
-        "cannot teach it to end its answers with them; start from the chat version (-instruct, -chat), take a template "
-        "of plain words (data.template: default or alpaca), or train all weights (method.tuning: full)"
+        f"the chat template writes tokens this model was never trained on: {tokens}",
+        "It is a base model, and adapters cannot teach it to end its answers with them; start from the chat version "
+        "(-instruct, -chat), take a template of plain words (data.template: default or alpaca), or train all weights "
+        "(method.tuning: full)",
     )
 
 
-def _twin(embedding: "Tensor", lengths: "Tensor", id: int) -> int | None:
-    """Another row with the same numbers."""
+def _has_twin(embedding: "Tensor", lengths: "Tensor", id: int) -> bool:
+    """Whether another row has the same numbers."""
     import torch
 
     cosines = (embedding @ embedding[id]).float() / (lengths * lengths[id]).clamp_min(1e-30)
@@ -79,5 +79,5 @@ def _twin(embedding: "Tensor", lengths: "Tensor", id: int) -> int | None:
     for other in alike.nonzero().flatten().tolist():
         distance = torch.linalg.vector_norm(embedding[other].float() - embedding[id].float())
         if float(distance) <= _TINY * float(lengths[id]):
-            return int(other)
-    return None
+            return True
+    return False

@@ -39,8 +39,13 @@ class Looked:
     scripts: ScriptShares
 
 
-def look(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", stated_eos: Sequence[int] = ()) -> Looked:
-    """Look at every row once."""
+def look(
+    prepared: Prepared,
+    tokenizer: "PreTrainedTokenizerBase",
+    stated_eos: Sequence[int] = (),
+    known: Sequence[Found] = (),
+) -> Looked:
+    """Look at every row once; `known` was found elsewhere and is sorted in."""
     rows = Rows(prepared)
     scripts = Scripts()
     copies = Copies(rows, len(prepared.train) + len(prepared.validation))
@@ -49,7 +54,7 @@ def look(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", stated_eos: S
         for finding in findings:
             finding.add(batch)
     found = [one for finding in findings for one in finding.result()]
-    found += [*look_at_spelling(prepared), *look_at_stopping(prepared, tokenizer, stated_eos)]
+    found += [*known, *look_at_spelling(prepared), *look_at_stopping(prepared, tokenizer, stated_eos)]
     return Looked(
         trained=rows.trained,
         held_out=len(rows) - rows.trained,
