@@ -60,7 +60,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     model = resolve_model(ModelConfig(name="smollm2-135m-instruct"), Path.cwd()).path
     with tempfile.TemporaryDirectory(prefix="data-throughput-") as work:
-        cache = {"TUNEWRIGHT_CACHE": f"{work}/cache", "HF_HOME": f"{work}/hf", "HF_HUB_OFFLINE": "1"}
+        cache = {"TUNEWRIGHT_CACHE": f"{work}/cache", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         ours, peers = [], []
         for rows in options.rows:
             data = write_rows(Path(work) / f"{rows}.jsonl", rows, model)
@@ -68,7 +68,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             ours[-1] |= {"reopened": measure("tunewright", sys.executable, model, data, cache)["seconds"]}
         data = write_rows(Path(work) / "peer.jsonl", options.peer_rows, model)
         for name in ("datasets.map", "datasets.map num_proc"):
-            peers.append(measure(name, options.peer_python, model, data, cache))
+            peers.append(
+                measure(name, options.peer_python, model, data, {**cache, "HF_HOME": f"{work}/hf-{len(peers)}"})
+            )
         same = measure("tunewright", sys.executable, model, data, cache)
     return {"cores": len(os.sched_getaffinity(0)), "tunewright": ours, "same_rows": [same, *peers]}
 
@@ -80,7 +82,7 @@ def write_rows(path: Path, count: int, model: Path) -> Path:
     pieces = sorted(load_tokenizer(model).get_vocab().items(), key=lambda item: item[1])
     words = [piece[1:] for piece, _ in pieces if piece[0] == "Ġ" and len(piece) > 2 and piece[1:].isascii()]
     words = np.array([word for word in words if word.isalpha()], object)
-    chances = 1 / np.arange(10, len(words) + 10)
+    chances = 1 / (np.arange(len(words)) + 2.7) ** 1.1  # between alpaca's and C4's variety of words
     random = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for begin in range(0, count, 10_000):
@@ -157,7 +159,8 @@ def run_map(model: Path, data: Path, processes: int | None = None) -> dict[str, 
 
     begin = time.perf_counter()
     rows = load_dataset("json", data_files=str(data), split="train")
-    mapped = rows.map(process_func, remove_columns=rows.column_names, num_proc=processes)
+    columns = rows.column_names
+    mapped = rows.map(process_func, remove_columns=columns, num_proc=processes, load_from_cache_file=False)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "tokens": sum(map(len, mapped["input_ids"]))}
 

@@ -20,8 +20,8 @@ from typing import IO, Any
 from tunewright.data.pack import Chunk, Job, Pack, Packer
 from tunewright.errors import RunError, UsageError
 
-ALONE = 20_000  # rows prepared here before workers start: they take seconds to import what they need
-MOST = 16  # workers; each holds some hundred megabytes
+ALONE = 5_000  # rows prepared here before workers start: they take a second to import what they need
+MOST = 16  # workers; each holds about 150 MB
 THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
