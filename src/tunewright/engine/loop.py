@@ -41,7 +41,7 @@ from tunewright.runs.folder import RunFolder
 
 # Steps between two looks at whether the process holds more than was planned: to give memory back costs about a
 # second, which the next step waits for its pages.
-TRIM_EVERY = 25
+TRIM_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
