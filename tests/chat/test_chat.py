@@ -141,12 +141,14 @@ def test_checkpoint_of_a_model_is_refused(model: Path) -> None:
 
 
 TALK = """
+import signal
 import sys
 from pathlib import Path
 from tunewright.chat.partner import open_partner
 from tunewright.chat.session import Session
 from tunewright.cli.chat import Terminal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C ignored
 partner = open_partner(sys.argv[1])
 partner.stop_ids = (10_000,)  # outside the vocabulary: the answer goes on until the context is full
 partner.model.config.max_position_embeddings = 20_000  # far beyond what the signal takes to come
