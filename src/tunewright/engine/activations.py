@@ -47,6 +47,8 @@ def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> S
     halved = any(parameter.ndim == 3 and parameter.dtype == torch.float32 for parameter in model.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True):
         _pretend(model, torch.bfloat16 if halved else None)
+        for _, parameter in trainable(model):
+            parameter.register_post_accumulate_grad_hook(_forget_gradient)
         arithmetic = None if halved else autocast
         layers = _equal_layers(model)
         if len(layers) <= 2 * MORE:
@@ -61,8 +63,6 @@ def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> S
 def _walk(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMemory:
     forest_model = ForestModel(model, backend="cpu")
     model.train()
-    for _, parameter in trainable(model):
-        parameter.register_post_accumulate_grad_hook(_forget_gradient)
     arithmetic = nullcontext() if autocast is None else torch.autocast("cpu", dtype=autocast)
     with _Ledger() as ledger:
         with arithmetic:

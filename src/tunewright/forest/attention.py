@@ -86,7 +86,7 @@ def reference_attention(
     """Dense attention straight from the definition: query [H, T, d], key and value [Hkv, T, d] → [T, H, d]."""
     groups = query.shape[0] // key.shape[0]
     # Scores of half-precision inputs are kept in float32, as every fused attention does.
-    wide = query.dtype if query.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(wide) @ key.to(wide).repeat_interleave(groups, dim=0).transpose(1, 2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -51,7 +51,8 @@ class _BucketedAttention(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         work: _Work = ctx.work
         # Rows near a root collect gradients from many buckets, so these are summed in float32.
-        grad_key, grad_value = (torch.zeros(key.shape, dtype=_wide(key.dtype)) for _ in range(2))
+        wide = torch.promote_types(key.dtype, torch.float32)
+        grad_key, grad_value = (torch.zeros(key.shape, dtype=wide) for _ in range(2))
         grad_queries = []
         for bucket, probabilities in zip(ctx.buckets.buckets, kept, strict=True):
             queries, keys, values = work.queries(query, bucket), work.keys(key, bucket), work.keys(value, bucket)
@@ -110,10 +111,6 @@ class _Work:
         n, k = bucket.key_rows.shape
         rows = grouped.view(n, -1, k, grouped.shape[-1]).transpose(1, 2).reshape(n * k, *total.shape[1:])
         total.index_add_(0, bucket.key_rows.view(-1), rows.to(total.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _nothing(like: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class _WeightedNLL(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges, chunk_bytes: int
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        wide = _wide(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs_bias else None
@@ -123,7 +123,7 @@ class _Sweep:
         self.chunks = _chunks(len(hidden), len(self.weight), edges, chunk_bytes)
         size = max((rows.stop - rows.start for rows, _ in self.chunks), default=0), len(self.weight)
         self._product = torch.empty(size, dtype=hidden.dtype, device=hidden.device)
-        wide = _wide(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         self._logits = self._product if wide == hidden.dtype else torch.empty(size, dtype=wide, device=hidden.device)
         self._probabilities = torch.empty(size, dtype=wide, device=hidden.device)
 
@@ -159,10 +159,6 @@ class _Sweep:
         if self._logits is self._product:
             return grad
         return self._product[: len(grad)].copy_(grad)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _chunks(num_rows: int, vocabulary: int, edges: Edges, chunk_bytes: int) -> list[tuple[slice, slice]]:
