@@ -1,68 +1,46 @@
-"""The parts of `sft_vs_trainer.py`, each run in a process of its own: `prepare`, the contestants, and `floor`.
+"""The parts of `sft_vs_trainer.py` that are tunewright's, each in a process of its own.
 
-They share a work folder: `config.json` (the work as tunewright's config), `rows.npz` (token ids, weights and the order
-of rows, from tunewright's own encoding and sampler) and `adapter/` (the first adapter weights, in PEFT's format).
-Imports stand inside the parts, so that none starts later or larger for another's libraries.
+    python benchmarks/contestants.py {prepare,tunewright,floor} FOLDER TIME
+
+`prepare` fills the work FOLDER for all contestants: `config.json` (the work as tunewright's config), `rows.npz` (token
+ids, weights and the order of rows, from tunewright's own encoding and sampler) and `adapter/` (the first adapter
+weights, in PEFT's format). TIME is the time.time() just before the launch. Imports stand inside the parts, so that none
+starts later or larger for another's libraries.
 """
 
 import json
 import platform
 import re
-import resource
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from tunewright.config.schema import RunConfig
     from tunewright.data.examples import EncodedSet, FlatSet
 
-MICRO_BATCH = 4  # the tutorials' per_device_train_batch_size; the rest of a step is gradient accumulation
 PACKAGES = ("tunewright", "torch", "transformers", "peft", "accelerate")
 
 
-@dataclass
-class Stopwatch:
-    """When the first step began and when each ended: seconds since the launch, and CPU seconds of this process."""
+def main() -> int:
+    from tunewright.errors import TunewrightError
 
-    launched: float
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def mark(self) -> None:
-        """Everything is loaded and the first step starts, or a step is done with its update."""
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.wall.append(time.time() - self.launched)
-        self.cpu.append(time.process_time())
-
-
-def run_part(name: str, work: Path, launched: float) -> dict[str, Any]:
-    """The JSON that a part answers with. `launched` is the time.time() just before its process was started."""
-    watch = Stopwatch(launched)
-    if name == "prepare":
-        return prepare_work(work)
-    if name == "floor":
-        return measure_floor(work)
-    losses, details = train_tunewright(work, watch) if name == "tunewright" else train_trainer(name, work, watch)
-    import torch
-
-    return {
-        "losses": losses,
-        "step_seconds": np.diff(watch.wall).tolist(),
-        "step_cpu_seconds": np.diff(watch.cpu).tolist(),
-        "startup_seconds": watch.wall[0],
-        "wall_seconds": watch.wall[-1],
-        "peak_memory_bytes": _peak_memory_bytes(),
-        "threads": torch.get_num_threads(),
-        **details,
-    }
+    name, folder, launched = sys.argv[1:]
+    work, watch = Path(folder), Stopwatch(float(launched))
+    try:
+        if name == "tunewright":
+            answer = watch.answer(*train_tunewright(work, watch))
+        else:
+            answer = {"prepare": prepare_work, "floor": measure_floor}[name](work)
+    except TunewrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(answer))
+    return 0
 
 
 def prepare_work(work: Path) -> dict[str, Any]:
@@ -79,7 +57,6 @@ def prepare_work(work: Path) -> dict[str, Any]:
     from tunewright.models.dtype import choose_dtype
     from tunewright.models.load import eos_ids, load_tokenizer
     from tunewright.models.resolve import resolve_model
-    from tunewright.runs.provenance import installed_version
 
     settings = json.loads((work / "settings.json").read_text("utf-8"))
     config = load_config(None, base=_as_config(settings, work))
@@ -107,7 +84,6 @@ def prepare_work(work: Path) -> dict[str, Any]:
         "data_sha256": prepared.loaded.sha256,
         "dtype": dtype_name,
         "machine": _machine(),
-        "versions": {name: installed_version(name) for name in PACKAGES},
         "steps": {
             "tokens": [sum(len(row) for row in step) for step in steps],
             "distinct_tokens": [len(forest) for forest in forests],
@@ -123,6 +99,7 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
     from tunewright.engine.watch import Silent
     from tunewright.errors import RunError
     from tunewright.runs.folder import RunFolder
+    from tunewright.runs.provenance import installed_version
 
     losses: list[float] = []
     computed: list[int] = []
@@ -143,79 +120,11 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
     if not (np.array_equal(train.input_ids, rows.input_ids) and np.array_equal(train.weights, rows.weights)):
         raise RunError("tunewright encoded the rows differently than a moment ago; did the data file change?")
     start(ready, "benchmarks/sft_vs_trainer.py", Watcher())
-    return losses, {"forest_tokens": ready.plan.forest_tokens, "step_computed_tokens": computed}
-
-
-def train_trainer(name: str, work: Path, watch: Stopwatch) -> tuple[list[float], dict[str, Any]]:
-    """Loss of each step, by the tutorials' script; `trainer-nockpt` is the same without gradient checkpointing."""
-    import torch
-    from peft import LoraConfig, TaskType, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
-
-    class Timing(TrainerCallback):
-        def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-        ) -> None:
-            watch.mark()
-
-        def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-            watch.mark()
-
-    config = _config(work)
-    rows, order = _rows(work)
-    dataset = [_as_features(rows, int(index)) for index in order.ravel()]
-    checkpointing = name == "trainer"
-
-    tokenizer = AutoTokenizer.from_pretrained(config.model.name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(config.model.name, dtype=torch.__dict__[config.model.dtype])
-    if checkpointing:
-        model.enable_input_require_grads()
-    lora = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        target_modules=config.lora.target,
-        inference_mode=False,
-        r=config.lora.rank,
-        lora_alpha=int(config.lora.alpha),
-        lora_dropout=config.lora.dropout,
-    )
-    tuned = get_peft_model(model, lora)
-    first = load_file(work / "adapter" / "adapter_model.safetensors")
-    outcome: Any = set_peft_model_state_dict(tuned, first)
-    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    assert not outcome.unexpected_keys, outcome.unexpected_keys
-    assert len(first) == len(trained), "every trained tensor starts from tunewright's values"
-    arguments = TrainingArguments(
-        output_dir=str(work / name),
-        per_device_train_batch_size=MICRO_BATCH,
-        gradient_accumulation_steps=config.train.batch_size // MICRO_BATCH,
-        gradient_checkpointing=checkpointing,
-        max_steps=len(order),
-        learning_rate=config.learning_rate,
-        # What the tutorials leave at its default and the comparison must fix: the rate's course, and the order of rows.
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-    )
-    collator = DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True)
-    trainer = Trainer(model=tuned, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[Timing()])
-    trainer.train()
-    lengths = rows.lengths[order].reshape(len(order), -1, MICRO_BATCH)
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], {
-        "optimizer": str(arguments.optim),
-        "step_computed_tokens": (lengths.max(axis=2).sum(axis=1) * MICRO_BATCH).tolist(),
+    versions = {name: installed_version(name) for name in PACKAGES}
+    return losses, {
+        "forest_tokens": ready.plan.forest_tokens,
+        "step_computed_tokens": computed,
+        "versions": versions,
     }
 
 
@@ -316,30 +225,6 @@ def _in_memory(stored: "EncodedSet") -> "FlatSet":
     return EncodedSet.build((stored[index] for index in range(len(stored))), ())
 
 
-def _as_features(rows: "FlatSet", index: int) -> dict[str, list[int]]:
-    row = rows[index]
-    return {
-        "input_ids": row.input_ids.tolist(),
-        "attention_mask": [1] * len(row),
-        "labels": np.where(row.weights != 0, row.input_ids, -100).tolist(),
-    }
-
-
-def _peak_memory_bytes() -> int:
-    """The most this process has held: of the GPU where there is one, else resident memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss: on Linux a started process inherits the peak of the one that started it.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
 def _machine() -> str:
     import torch
 
@@ -348,3 +233,7 @@ def _machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
     return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,12 @@
-"""tunewright against the tutorial script (transformers Trainer + PEFT): the same work, side by side in one run.
+"""tunewright against the tutorial script (transformers Trainer + PEFT) and others: the same work, in one run.
 
     python benchmarks/sft_vs_trainer.py [--data FILE] [--system TEXT] [--max-length 384] [--output results.json]
+    python benchmarks/sft_vs_trainer.py --contestants tunewright trainer trl trl-nockpt llamafactory …
 
 Every contestant is a fresh process with the same threads, model folder, token ids, labels, order of rows, samples a
 step, first adapter weights and learning rate; README.md says how each of these is kept equal. This process only
-launches them, one after the other, and lays their JSON lines side by side; the contestants are in `contestants.py`.
+launches them, one after the other, and lays their JSON lines side by side: tunewright's part is in `contestants.py`,
+the others' in `peers.py`.
 """
 
 import argparse
@@ -18,21 +20,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contestants import MICRO_BATCH, run_part
+from environments import python_for
+from peers import MICRO_BATCH, PEERS
 
-from tunewright.errors import TunewrightError, UsageError
+from tunewright.errors import RunError, TunewrightError, UsageError
 
-CONTESTANTS = ("tunewright", "trainer", "trainer-nockpt")
-BASELINE = "trainer"
+OURS, BASELINE = "tunewright", "trainer"
+CONTESTANTS = (OURS, *(f"{peer}{variant}" for peer in PEERS for variant in ("", "-nockpt")))
 
 
 def main() -> int:
     options = parse_options()
     try:
-        if options.contestant is not None:
-            name, work, launched = options.contestant
-            print(json.dumps(run_part(name, Path(work), float(launched))))
-            return 0
         results = compare(options)
     except TunewrightError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,10 +66,19 @@ def parse_options() -> argparse.Namespace:
         "--output", type=Path, metavar="FILE.json", help="write the numbers here, and FILE.md beside it"
     )
     parser.add_argument(
-        "--contestant",
-        nargs=3,
-        metavar=("NAME", "FOLDER", "TIME"),
-        help="how this program launches itself for one part of the comparison",
+        "--contestants",
+        nargs="+",
+        default=[OURS, BASELINE, f"{BASELINE}-nockpt"],
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"who takes part, of {', '.join(CONTESTANTS)} (%(default)s)",
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=Path(".benchmark-environments"),
+        metavar="FOLDER",
+        help="where peers are installed that tunewright does not bring (%(default)s)",
     )
     return parser.parse_args()
 
@@ -83,14 +91,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         )
     if not 0 <= options.warmup < options.steps:
         raise UsageError(f"--warmup is {options.warmup} of {options.steps} steps; leave at least one step to count")
+    if BASELINE not in options.contestants:
+        raise UsageError(f"--contestants must have {BASELINE}, to which all ratios are")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tunewright-benchmark-") as folder:
         work = Path(folder)
-        settings = {key: value for key, value in vars(options).items() if key not in ("contestant", "output")}
+        settings = {key: value for key, value in vars(options).items() if key not in ("environments", "output")}
         (work / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        facts = launch("prepare", work, options.threads)
-        runs = {name: launch(name, work, options.threads) for name in CONTESTANTS}
-        floor = launch("floor", work, options.threads)
+        facts = launch("prepare", work, options)
+        runs = {name: launch(name, work, options) for name in options.contestants}
+        floor = launch("floor", work, options)
     if len(threads := {part["threads"] for part in runs.values()}) > 1:
         raise UsageError(f"the contestants ran with different numbers of threads ({threads}); set --threads")
     counted = slice(options.warmup, options.steps)
@@ -110,17 +120,21 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def launch(name: str, work: Path, threads: int | None) -> dict[str, Any]:
+def launch(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one part in a fresh process; its last line of output. What it says on the way goes to stderr."""
     environment = {"CUDA_VISIBLE_DEVICES": "0", "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if options.threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
+    peer = name.partition("-")[0]
+    program = "peers.py" if peer in PEERS else "contestants.py"
+    python = python_for(peer, options.environments)
     print(f"{name} …", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--contestant", name, str(work), repr(time.time())]
+    command = [python, str(Path(__file__).with_name(program)), name, str(work), repr(time.time())]
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True, check=False)
+    if done.returncode == UsageError.exit_code:
+        raise SystemExit(done.returncode)  # it said why
     if done.returncode:
-        sys.stderr.write(done.stdout)
-        raise SystemExit(done.returncode)
+        raise RunError(f"{name} ended with exit code {done.returncode}:\n{done.stdout}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -148,14 +162,13 @@ def to_markdown(results: dict[str, Any]) -> str:
     """The report: what was done, the measures, the floor, the loss curves; tables that also read in a terminal."""
     settings, floor, runs, per_step = (results[key] for key in ("settings", "floor", "contestants", "per_step"))
     base, dtype = runs[BASELINE], results["dtype"]
-    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
     rate = floor["flops_per_second"] / 1e9
     curves = [
         [str(step + 1), *(f"{run['losses'][step]:.6f}" for run in runs.values())] for step in range(settings["steps"])
     ]
     differences = (f"{name} {_difference(run, base)}" for name, run in runs.items() if name != BASELINE)
     lines = [
-        f"# tunewright and the tutorial script, {results['created']}",
+        f"# tunewright and its peers, {results['created']}",
         "",
         f"- work: {settings['model']} on {settings['data']} (sha256 {results['data_sha256'][:12]}), "
         f"{results['examples']:,} rows, {results['left_out']:,} left out; max_length {settings['max_length']}",
@@ -165,7 +178,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         f"tokens, {per_step['distinct_tokens']:,.0f} of them distinct, {per_step['supervised_tokens']:,.0f} trained",
         f"- machine: {results['machine']}, {settings['threads']} threads, {dtype}; load average before the start "
         f"{results['load_before']:.1f}",
-        f"- versions: {versions}",
+        *(f"- versions of {peer}: {', '.join(found)}" for peer, found in _versions(runs).items()),
         "",
         *_table(["", *runs], _measure_rows(runs)),
         "",
@@ -206,6 +219,14 @@ def _measure_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         row("step over its floor", "step_over_floor", ".2f"),
         row("CPU time got, of what its threads could", "cpu_share", ".0%"),
     ]
+
+
+def _versions(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    return {
+        name: [f"{package} {version}" for package, version in run["versions"].items()]
+        for name, run in runs.items()
+        if "-" not in name
+    }
 
 
 def _difference(run: dict[str, Any], base: dict[str, Any]) -> str:

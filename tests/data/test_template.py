@@ -23,10 +23,8 @@ from tunewright.data.template import (
     ChatTemplate,
     EncodedDialog,
     Refused,
-    freeze_dates,
-    template_source,
-    without_thinking,
 )
+from tunewright.data.template_source import freeze_dates, template_source, without_thinking
 from tunewright.errors import UsageError
 
 HERE = Place("test.json", 1)

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizers import tiny_tokenizer
 from tunewright.data.examples import Dialog, Encoded, Message, Place, ToolCall
-from tunewright.data.template import ChatTemplate, EncodedDialog, template_source
+from tunewright.data.template import ChatTemplate, EncodedDialog
+from tunewright.data.template_source import template_source
 from tunewright.data.template_table import Entry, fitting, named, table
 from tunewright.errors import UsageError
 

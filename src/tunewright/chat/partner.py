@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.config.schema import ChatConfig, ModelConfig
-from tunewright.data.template import ChatTemplate, template_source
+from tunewright.data.template import ChatTemplate
+from tunewright.data.template_source import template_source
 from tunewright.errors import UsageError
 from tunewright.models.adapters import load_adapter
 from tunewright.models.dtype import choose_dtype

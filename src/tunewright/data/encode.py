@@ -21,7 +21,8 @@ from tunewright.data.load import Source, find_sources, hash_files, read_sources
 from tunewright.data.pack import Job
 from tunewright.data.stop import Failure, StopProof
 from tunewright.data.store import Store, open_store
-from tunewright.data.template import ChatTemplate, template_source
+from tunewright.data.template import ChatTemplate
+from tunewright.data.template_source import template_source
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from tunewright.data.examples import Dialog, Encoded, Example, Place, Text
 from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.load import find_sources, read_sources
 from tunewright.data.pack import Chunk, encode_texts
-from tunewright.data.template import ChatTemplate, Refused, template_source
+from tunewright.data.template import ChatTemplate, Refused
+from tunewright.data.template_source import template_source
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:

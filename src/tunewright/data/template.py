@@ -15,23 +15,19 @@ write the end only behind the last answer. Such answers are trained in sequences
 it at that moment; the token forest computes what these sequences share only once.
 """
 
-import difflib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from tunewright.data.escape import Escape, backend
 from tunewright.data.examples import Dialog, Encoded, Message, ToolCall
 from tunewright.data.render import Renderer, Tools, parse_tools
-from tunewright.data.template_table import fitting, named, require_tokens, table
+from tunewright.data.template_source import Reasoning, own_template, without_thinking
+from tunewright.data.weigh import Answer, Weigher
 from tunewright.data.words import Tokens, WordTokenizer
 from tunewright.errors import UsageError
 
@@ -39,12 +35,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-Reasoning = Literal["train", "strip"]
-
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_STRFTIME_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-_THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables by which templates let a model think or not
 _QUESTION, _ANSWER = "tunewright-question", "tunewright-answer"  # what the template is probed with
 _THOUGHTS, _RESULT, _TOOL = "tunewright-thoughts", "tunewright-result", "tunewright_tool"
 _MANY = 100  # texts for which it pays to know words
@@ -82,20 +74,10 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """The characters [start, end) of `text` that the model must write; `text` is the dialog up to there."""
-
-    text: str
-    start: int
-    end: int
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Rendered:
     """The sequences of one dialog as text, each with its answers; `broken` where spellings in it are."""
 
-    sequences: list[tuple[str, list[_Answer]]]
+    sequences: list[tuple[str, list[Answer]]]
     broken: bool
 
 
@@ -148,7 +130,7 @@ class ChatTemplate:
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         turn_end = [] if self.turn_end is None else [self.turn_end]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_ids, *eos, *turn_end]))
-        self._stops = frozenset(self.stop_ids)
+        self._weigher = Weigher(self._added, frozenset(self.stop_ids))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ChatTemplate, self._made_from  # compiled Jinja cannot be sent to another process
@@ -229,13 +211,13 @@ class ChatTemplate:
             return [_with_inline_reasoning(message) for message in messages]
         return messages
 
-    def _sequences(self, messages: Sequence[Message], tools: Tools | None) -> list[tuple[str, list[_Answer]]] | Refused:
+    def _sequences(self, messages: Sequence[Message], tools: Tools | None) -> list[tuple[str, list[Answer]]] | Refused:
         """The whole dialog with the answers that stand in it as they stood when they were given, and the text up to
         each answer that does not, with those that do so there."""
         trained = [i for i, message in enumerate(messages) if message.train]
         if not trained:
             return [(self._renderer.text(messages, tools), [])]
-        pending: list[_Answer] = []
+        pending: list[Answer] = []
         for i in trained:
             answer = self._answer(messages[: i + 1], tools)
             if isinstance(answer, Refused):
@@ -244,7 +226,7 @@ class ChatTemplate:
         whole = pending[-1].text if trained[-1] + 1 == len(messages) else self._renderer.text(messages, tools)
         sequences = []
         while pending:
-            placed = [(answer, self._within(whole, answer)) for answer in pending]
+            placed = [(answer, self._weigher.within(whole, answer)) for answer in pending]
             inside = [answer for _, answer in placed if answer is not None]
             if inside:
                 sequences.append((whole, inside))
@@ -252,26 +234,7 @@ class ChatTemplate:
             whole = pending[-1].text if pending else ""
         return sequences[::-1]
 
-    def _within(self, whole: str, answer: _Answer) -> _Answer | None:
-        """`answer` as it stands in `whole`, None where that goes on differently before the answer's stop token."""
-        if whole.startswith(answer.text):
-            return answer
-        end = self._end_of_stop(answer)
-        return replace(answer, text=answer.text[:end], end=end) if whole.startswith(answer.text[:end]) else None
-
-    def _end_of_stop(self, answer: _Answer) -> int:
-        """One past the first stop token of the run of added tokens and whitespace that ends the answer."""
-        text, position, end = answer.text, answer.end, answer.end
-        while position > answer.start:
-            before = max(answer.start, len(text[:position].rstrip()))
-            id = next((id for id, token in self._added.items() if text.endswith(token, answer.start, before)), None)
-            if id is None:
-                break
-            end = before if id in self._stops else end
-            position = before - len(self._added[id])
-        return end
-
-    def _answer(self, messages: Sequence[Message], tools: Tools | None) -> _Answer | Refused:
+    def _answer(self, messages: Sequence[Message], tools: Tools | None) -> Answer | Refused:
         """The answer that ends `messages`."""
         *before, message = messages
         span = self._marked_span(messages, tools) if self._marked else None
@@ -282,18 +245,18 @@ class ChatTemplate:
             prompt = self._renderer.text(before, tools, add_generation_prompt=True)
             if not text.startswith(prompt):
                 return Refused(UNTHINKING if self._switchable else UNPROMPTED)
-            span = _Answer(text, len(prompt), len(text), message.weight)
+            span = Answer(text, len(prompt), len(text), message.weight)
         thoughts = _reasoning(message)
         if thoughts is not None and thoughts.strip() not in span.text[span.start : span.end]:
             return Refused(NO_REASONING)
         return span
 
-    def _marked_span(self, messages: Sequence[Message], tools: Tools | None) -> _Answer | None:
+    def _marked_span(self, messages: Sequence[Message], tools: Tools | None) -> Answer | None:
         """The answer that ends `messages` by the template's marks, None where these are not one per answer."""
         text, marks = self._renderer.marked(messages, tools)
         if len(marks) != sum(message.role == "assistant" for message in messages):
             return None
-        return _Answer(text, *marks[-1], messages[-1].weight)
+        return Answer(text, *marks[-1], messages[-1].weight)
 
     def _weigh_broken(self, rendered: _Rendered) -> EncodedDialog | Refused:
         try:
@@ -305,35 +268,10 @@ class ChatTemplate:
         sequences = []
         straddling = 0
         for (text, answers), encoding in zip(rendered.sequences, encodings, strict=True):
-            encoded, count = self._weigh_one(text, answers, encoding)
+            encoded, count = self._weigher.weigh(text, answers, encoding)
             sequences.append(encoded)
             straddling += count
         return EncodedDialog(tuple(sequences), straddling, rendered.broken)
-
-    def _weigh_one(self, text: str, answers: Sequence[_Answer], encoding: "Encoding | Tokens") -> tuple[Encoded, int]:
-        ids = np.array(encoding.ids, np.int32)
-        weights = np.zeros(len(ids), np.float32)
-        straddling = 0
-        for answer in answers:
-            first, last = _edge(encoding, text, answer.start), _edge(encoding, text, answer.end)
-            if first is None or last is None:
-                first, last, count = _tokens_inside(encoding, answer.start, answer.end)
-                straddling += count
-            weights[first : self._stop_after(text, encoding, first, last)] = answer.weight
-        return Encoded(ids, weights), straddling
-
-    def _stop_after(self, text: str, encoding: "Encoding | Tokens", first: int, last: int) -> int:
-        """One past the first stop token of the run of added tokens and whitespace that ends [first, last).
-
-        `last` where there is none: then the stop proof fails.
-        """
-        ids, stop = encoding.ids, last
-        for i in range(last - 1, first - 1, -1):
-            if ids[i] in self._stops:
-                stop = i + 1
-            elif ids[i] not in self._added and not text[slice(*encoding.token_to_chars(i) or (0, 0))].isspace():
-                break
-        return stop
 
     def _probe(self) -> tuple[int | None, bool]:
         """Render one question and answer: the special token behind the answer; is the generation prompt ignored?"""
@@ -388,83 +326,6 @@ _PROBE_TOOLS: Tools = [
 ]
 
 
-def template_source(
-    tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path, model: str = "", reasoning: Reasoning = "train"
-) -> str | None:
-    """The Jinja text `data.template` means, None where auto finds none.
-
-    auto is the tokenizer's own, else the one of our table that fits the name of the model. Otherwise a name in that
-    table, or a file relative to `base`. Dates in it are fixed (`freeze_dates`), and thinking is off where the data's
-    reasoning is stripped, so that chat and export, which read this text, keep to it.
-    Raises UsageError for a file that is missing or not UTF-8, and for tokens the tokenizer does not have.
-    """
-    source = _found_source(tokenizer, setting, base, model)
-    if source is None:
-        return None
-    return freeze_dates(without_thinking(source) if reasoning == "strip" else source)
-
-
-def _found_source(tokenizer: "PreTrainedTokenizerBase", setting: str, base: Path, model: str) -> str | None:
-    if setting == "auto":
-        own = own_template(tokenizer)
-        fits = fitting(model) if own is None else None
-        return own if fits is None else _table_source(fits, tokenizer)
-    path = base / setting
-    if named(setting) is not None and not path.is_file():
-        return _table_source(setting, tokenizer)
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        near = difflib.get_close_matches(setting, table(), n=1)
-        meant = f"; did you mean {near[0]}?" if near else ", or a name from `tunewright ls templates`"
-        raise UsageError(
-            f"data.template: cannot read {path} ({error.strerror}); write auto, the path of a Jinja file{meant}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"data.template: {path} is not UTF-8 (byte {error.start})") from error
-
-
-def _table_source(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    entry = named(name)
-    assert entry is not None
-    require_tokens(name, entry, tokenizer)
-    return entry.source
-
-
-def own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The tokenizer's own Jinja text, None where it has none; one for tools is joined with the one without."""
-    own: str | dict[str, str] | None = tokenizer.chat_template
-    if own is None or isinstance(own, str):
-        return own
-    default, with_tools = own.get("default"), own.get("tool_use")
-    if default is None:
-        raise UsageError(
-            f"this model's tokenizer has several chat templates ({', '.join(own)}) and none is the default; "
-            "save the one you mean to a file and give it in `data.template: path.jinja`"
-        )
-    if with_tools is None:
-        return default
-    # trim_blocks takes the newline behind each tag away again, as Jinja does with the last one of a template.
-    tools, plain = with_tools.removesuffix("\n"), default.removesuffix("\n")
-    return f"{{% if tools %}}\n{tools}{{% else %}}\n{plain}{{% endif %}}"
-
-
-def without_thinking(source: str) -> str:
-    """`source` with the switches set by which a template lets its model think, unless the caller sets them."""
-    switches = [name for name in _THINKING_SWITCHES if re.search(rf"\b{name}\b", source)]
-    off = [f"{{%- if {name} is not defined %}}{{%- set {name} = false %}}{{%- endif %}}\n" for name in switches]
-    return "".join(off) + source
-
-
-def freeze_dates(source: str) -> str:
-    """`source` with every `strftime_now("…")` (Llama-3.1 writes today's date so) replaced by today's text.
-
-    The run keeps this text, so a run resumed or chatted with tomorrow has the prompt it was trained with.
-    """
-    now = datetime.now()
-    return _STRFTIME_NOW.sub(lambda call: json.dumps(now.strftime(call["format"])), source)
-
-
 def special_spelling(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Finds text that would tokenise as a special or otherwise added token."""
     spellings = sorted(_added_tokens(tokenizer).values(), key=len, reverse=True)
@@ -475,30 +336,6 @@ def _added_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """Special and otherwise added tokens; whitespace that is one (Gemma's newlines) is ordinary text."""
     contents = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
     return {id: content for id, content in contents.items() if not content.isspace()}
-
-
-def _edge(encoding: "Encoding | Tokens", text: str, position: int) -> int | None:
-    """The token that begins at a character, where the one before it ends there; None where it is less simple."""
-    token = len(encoding.ids) if position == len(text) else encoding.char_to_token(position)
-    if token is None or token == 0:
-        return None
-    before = encoding.token_to_chars(token - 1)
-    here = (position, position) if position == len(text) else encoding.token_to_chars(token)
-    return token if before is not None and here is not None and before[1] == position == here[0] else None
-
-
-def _tokens_inside(encoding: "Encoding | Tokens", start: int, end: int) -> tuple[int, int, int]:
-    """[first, last) of the tokens wholly inside the characters [start, end), and how many only end inside.
-
-    Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what no
-    token claims belongs to the one after it. Both bounds then never fall, and bisection finds the tokens.
-    """
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    ends = np.maximum.accumulate(offsets[:, 1])
-    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
-    first = int(np.searchsorted(starts, start))
-    last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(starts, end)))
-    return first, last, int(np.count_nonzero(ends[:first] > start))
 
 
 def _compile(source: str, tokenizer: "PreTrainedTokenizerBase") -> Renderer:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
 from tunewright.engine.loop import Training, fingerprint
+from tunewright.engine.memory import bound_product_caches
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
 from tunewright.engine.signals import StopRequest, catch_stop_signals
@@ -50,6 +51,7 @@ class Ready:
 
 def make_ready(config: RunConfig, base: Path) -> Ready:
     """Resolve, read, prove and plan. Raises UsageError for anything that would stop the run later."""
+    bound_product_caches()
     output = choose_output(config)
     check_output(output)
     model = resolve_model(config.model, base)
@@ -86,6 +88,7 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
 
 def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
     """Go on from the newest checkpoint that verifies. Raises UsageError when there is none or the run is done."""
+    bound_product_caches()
     state = run.status()["state"]
     if state == "running":
         raise UsageError(f"{run.path} is still running; stop it first with: tunewright stop {run.path}")

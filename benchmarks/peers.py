@@ -1,0 +1,243 @@
+"""The peers of `sft_vs_trainer.py`, each training the same rows in a process of its own.
+
+    python benchmarks/peers.py NAME FOLDER TIME
+
+NAME is trainer (the tutorials' script: transformers Trainer and PEFT), trl or llamafactory; with `-nockpt` behind it
+the same without gradient checkpointing, which all three have on as they come. FOLDER is the work that
+`contestants.py` prepared, TIME the time.time() just before the launch. This file knows nothing of tunewright, so it
+runs in an environment that has only the peer (`environments.py`).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+MICRO_BATCH = 4  # the tutorials' per_device_train_batch_size; the rest of a step is gradient accumulation
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "llamafactory")
+Features = dict[str, list[int]]
+
+
+def main() -> int:
+    name, folder, launched = sys.argv[1:]
+    peer, _, variant = name.partition("-")
+    work, watch = Path(folder), Stopwatch(float(launched))
+    losses, details = PEERS[peer](work, watch, variant != "nockpt")
+    print(json.dumps(watch.answer(losses, {**details, "versions": _versions()})))
+    return 0
+
+
+def train_trainer(work: Path, watch: Stopwatch, checkpointing: bool) -> tuple[list[float], dict[str, Any]]:
+    """Loss of each step, by the tutorials' script."""
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    config, rows = _config(work), _rows(work)
+    tokenizer = AutoTokenizer.from_pretrained(config["model"]["name"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    dtype = torch.__dict__[config["model"]["dtype"]]
+    model = AutoModelForCausalLM.from_pretrained(config["model"]["name"], dtype=dtype)
+    if checkpointing:
+        model.enable_input_require_grads()
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=False, **_lora(config))
+    tuned = get_peft_model(model, lora)
+    _load_first_adapter(tuned, work)
+    # The rest is what the tutorials leave at its default, but for the course of the rate and the order of rows.
+    arguments = TrainingArguments(**_arguments(config, work), gradient_checkpointing=checkpointing)
+    trainer = Trainer(
+        model=tuned,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
+        callbacks=[_timing(watch)],
+    )
+    trainer.train()
+    return _losses(trainer), _padded(rows, config, multiple=1) | {"optimizer": str(arguments.optim)}
+
+
+def train_trl(work: Path, watch: Stopwatch, checkpointing: bool) -> tuple[list[float], dict[str, Any]]:
+    """Loss of each step, by TRL's SFTTrainer as it comes: head over trained tokens only, in chunks."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, TaskType
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    config, rows = _config(work), _rows(work)
+    tokenizer = AutoTokenizer.from_pretrained(config["model"]["name"])
+    dtype = torch.__dict__[config["model"]["dtype"]]
+    masked = [
+        {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+        for row in rows
+    ]
+    arguments = SFTConfig(
+        **_arguments(config, work),
+        gradient_checkpointing=checkpointing,
+        bf16=dtype == torch.bfloat16,
+        max_length=None,
+        completion_only_loss=True,
+    )
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(config["model"]["name"], dtype=dtype),
+        args=arguments,
+        train_dataset=Dataset.from_list(masked),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(task_type=TaskType.CAUSAL_LM, **_lora(config)),
+        callbacks=[_timing(watch)],
+    )
+    _load_first_adapter(trainer.model, work)
+    trainer.train()
+    return _losses(trainer), _padded(rows, config, multiple=1) | {"optimizer": str(arguments.optim)}
+
+
+def train_llamafactory(work: Path, watch: Stopwatch, checkpointing: bool) -> tuple[list[float], dict[str, Any]]:
+    """Loss of each step, by `llamafactory-cli train`'s own entry, from rows it finds tokenised."""
+    from datasets import Dataset, DatasetDict
+    from llamafactory.train.tuner import run_exp
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    config, rows = _config(work), _rows(work)
+    tokenised = work / "llamafactory-rows"
+    if not tokenised.exists():
+        DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(str(tokenised))
+    losses: list[float] = []
+
+    class Losses(TrainerCallback):
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            logs: dict[str, float] | None = None,
+            **_: Any,
+        ) -> None:
+            losses.extend([logs["loss"]] if logs and "loss" in logs else [])
+
+    arguments = {
+        **_arguments(config, work),
+        "model_name_or_path": config["model"]["name"],
+        "adapter_name_or_path": str(work / "adapter"),  # it goes on from there, so all start from the same values
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": config["lora"]["rank"],
+        "lora_alpha": int(config["lora"]["alpha"]),
+        "lora_target": "all",
+        "template": "empty",  # the rows are tokenised; it wants a name all the same
+        "tokenized_path": str(tokenised),
+        "disable_shuffling": True,
+        "disable_gradient_checkpointing": not checkpointing,
+        "bf16": config["model"]["dtype"] == "bfloat16",
+        "overwrite_output_dir": True,
+    }
+    del arguments["train_sampling_strategy"]  # of a newer transformers than it takes; disable_shuffling does the same
+    run_exp(args=arguments, callbacks=[_timing(watch), Losses()])
+    return losses, _padded(rows, config, multiple=8)
+
+
+PEERS = {"trainer": train_trainer, "trl": train_trl, "llamafactory": train_llamafactory}
+
+
+def _arguments(config: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Settings that are equal for all peers, by the names of transformers' TrainingArguments."""
+    return {
+        "output_dir": str(work / "peer"),
+        "per_device_train_batch_size": MICRO_BATCH,
+        "gradient_accumulation_steps": config["train"]["batch_size"] // MICRO_BATCH,
+        "max_steps": config["train"]["max_steps"],
+        "learning_rate": config["train"]["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+
+
+def _lora(config: dict[str, Any]) -> dict[str, Any]:
+    lora = config["lora"]
+    return {
+        "target_modules": lora["target"],
+        "r": lora["rank"],
+        "lora_alpha": int(lora["alpha"]),
+        "lora_dropout": lora["dropout"],
+    }
+
+
+def _load_first_adapter(model: Any, work: Path) -> None:
+    """The adapter's values that tunewright starts from."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    first = load_file(work / "adapter" / "adapter_model.safetensors")
+    outcome: Any = set_peft_model_state_dict(model, first)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert not outcome.unexpected_keys, outcome.unexpected_keys
+    assert len(first) == len(trained), "every trained tensor starts from tunewright's values"
+
+
+def _timing(watch: Stopwatch) -> "TrainerCallback":
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    class Timing(TrainerCallback):
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        ) -> None:
+            watch.mark()
+
+        def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+            watch.mark()
+
+    return Timing()
+
+
+def _losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _config(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / "config.json").read_text("utf-8"))
+    return found
+
+
+def _rows(work: Path) -> list[Features]:
+    """The rows of all steps in their order."""
+    with np.load(work / "rows.npz") as arrays:
+        ids, weights, offsets, order = (arrays[name] for name in ("ids", "weights", "offsets", "order"))
+    labels = np.where(weights != 0, ids, -100)
+    spans = [slice(offsets[index], offsets[index + 1]) for index in order.ravel()]
+    return [
+        {"input_ids": ids[span].tolist(), "attention_mask": [1] * len(ids[span]), "labels": labels[span].tolist()}
+        for span in spans
+    ]
+
+
+def _padded(rows: list[Features], config: dict[str, Any], multiple: int) -> dict[str, Any]:
+    """Tokens computed in each step: each micro-batch is padded to its longest row, rounded up to a `multiple`."""
+    lengths = np.array([len(row["input_ids"]) for row in rows]).reshape(-1, MICRO_BATCH)
+    longest = -(-lengths.max(axis=1) // multiple) * multiple
+    steps = longest.reshape(config["train"]["max_steps"], -1).sum(axis=1) * MICRO_BATCH
+    return {"step_computed_tokens": steps.tolist()}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

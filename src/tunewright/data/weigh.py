@@ -1,0 +1,106 @@
+"""Which tokens of a rendered dialog are trained, and with what weight.
+
+A token is trained when it lies wholly inside an answer and not behind the stop token that ends it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tunewright.data.examples import Encoded
+from tunewright.data.words import Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The characters [start, end) of `text` that the model must write; `text` is the dialog up to there."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+
+
+class Weigher:
+    """Turns answers, which are characters, into loss weights of tokens.
+
+    `added` are the tokenizer's special and otherwise added tokens by id, `stops` the ids that end an answer.
+    """
+
+    def __init__(self, added: Mapping[int, str], stops: frozenset[int]) -> None:
+        self._added = added
+        self._stops = stops
+
+    def within(self, whole: str, answer: Answer) -> Answer | None:
+        """`answer` as it stands in `whole`, None where that goes on differently before the answer's stop token."""
+        if whole.startswith(answer.text):
+            return answer
+        end = self._end_of_stop(answer)
+        return replace(answer, text=answer.text[:end], end=end) if whole.startswith(answer.text[:end]) else None
+
+    def _end_of_stop(self, answer: Answer) -> int:
+        """One past the first stop token of the run of added tokens and whitespace that ends the answer."""
+        text, position, end = answer.text, answer.end, answer.end
+        while position > answer.start:
+            before = max(answer.start, len(text[:position].rstrip()))
+            id = next((id for id, token in self._added.items() if text.endswith(token, answer.start, before)), None)
+            if id is None:
+                break
+            end = before if id in self._stops else end
+            position = before - len(self._added[id])
+        return end
+
+    def weigh(self, text: str, answers: Sequence[Answer], encoding: "Encoding | Tokens") -> tuple[Encoded, int]:
+        """The tokens of `text` with their weights, and how many begin before an answer and end inside it."""
+        ids = np.array(encoding.ids, np.int32)
+        weights = np.zeros(len(ids), np.float32)
+        straddling = 0
+        for answer in answers:
+            first, last = _edge(encoding, text, answer.start), _edge(encoding, text, answer.end)
+            if first is None or last is None:
+                first, last, count = _tokens_inside(encoding, answer.start, answer.end)
+                straddling += count
+            weights[first : self._stop_after(text, encoding, first, last)] = answer.weight
+        return Encoded(ids, weights), straddling
+
+    def _stop_after(self, text: str, encoding: "Encoding | Tokens", first: int, last: int) -> int:
+        """One past the first stop token of the run of added tokens and whitespace that ends [first, last).
+
+        `last` where there is none: then the stop proof fails.
+        """
+        ids, stop = encoding.ids, last
+        for i in range(last - 1, first - 1, -1):
+            if ids[i] in self._stops:
+                stop = i + 1
+            elif ids[i] not in self._added and not text[slice(*encoding.token_to_chars(i) or (0, 0))].isspace():
+                break
+        return stop
+
+
+def _edge(encoding: "Encoding | Tokens", text: str, position: int) -> int | None:
+    """The token that begins at a character, where the one before it ends there; None where it is less simple."""
+    token = len(encoding.ids) if position == len(text) else encoding.char_to_token(position)
+    if token is None or token == 0:
+        return None
+    before = encoding.token_to_chars(token - 1)
+    here = (position, position) if position == len(text) else encoding.token_to_chars(token)
+    return token if before is not None and here is not None and before[1] == position == here[0] else None
+
+
+def _tokens_inside(encoding: "Encoding | Tokens", start: int, end: int) -> tuple[int, int, int]:
+    """[first, last) of the tokens wholly inside the characters [start, end), and how many only end inside.
+
+    Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what no
+    token claims belongs to the one after it. Both bounds then never fall, and bisection finds the tokens.
+    """
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    ends = np.maximum.accumulate(offsets[:, 1])
+    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
+    first = int(np.searchsorted(starts, start))
+    last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(starts, end)))
+    return first, last, int(np.count_nonzero(ends[:first] > start))
