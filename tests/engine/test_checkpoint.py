@@ -50,7 +50,13 @@ def write_weights(path: Path) -> None:
 
 
 def save(folder: Path, step: int, size: int = 4) -> Checkpoint:
-    return save_checkpoint(folder, step, write_weights, *trained(size=size), {"seconds": 1.5, "data": "x"})
+    return save_checkpoint(
+        folder, step, write_weights, *trained(size=size), one_process(), {"seconds": 1.5, "data": "x"}
+    )
+
+
+def one_process() -> dict[str, Tensor]:
+    return {name: state[None] for name, state in random_state().items()}
 
 
 def names(folder: Path) -> list[str]:
@@ -121,7 +127,7 @@ def test_what_a_kill_left_behind_is_written_over(tmp_path: Path) -> None:
 
 def test_optimizer_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     named, optimizer = trained()
-    saved = save_checkpoint(tmp_path, 3, write_weights, named, optimizer, {})
+    saved = save_checkpoint(tmp_path, 3, write_weights, named, optimizer, one_process(), {})
     restored = [(name, parameter.detach().clone().requires_grad_()) for name, parameter in named]
     other = AdamW([parameter for _, parameter in restored], lr=0.1, fused=True)
     restore_optimizer(saved.path, restored, other)
@@ -141,10 +147,22 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
         torch.rand(5)
         saved = save(tmp_path, 1)
         expected = torch.rand(9)
-        restore_random_state(load_random_state(saved.path))
+        restore_random_state(load_random_state(saved.path, 0))
         assert torch.equal(torch.rand(9), expected)
         assert torch.equal(torch.rand(1), torch.rand(1)) is False
         assert set(random_state()) >= {"cpu"}
+
+
+def test_each_process_goes_on_with_its_own_random_numbers(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        states = []
+        for seed in (3, 4):
+            torch.manual_seed(seed)
+            states.append(torch.get_rng_state())
+        saved = save_checkpoint(tmp_path, 1, write_weights, *trained(), {"cpu": torch.stack(states)}, {})
+    assert [torch.equal(load_random_state(saved.path, 1)["cpu"], state) for state in states] == [False, True]
+    assert torch.equal(load_random_state(saved.path, 0)["cpu"], states[0])
+    assert torch.equal(load_random_state(saved.path, 5)["cpu"], states[1]), "more processes than were saved"
 
 
 # A full disk
@@ -158,12 +176,12 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_half(tmp_path: Path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(RunError, match=r"step-2: No space .* go on from step-1 with `tunewright resume`") as caught:
-        save_checkpoint(tmp_path, 2, full, *trained(), {})
+        save_checkpoint(tmp_path, 2, full, *trained(), one_process(), {})
     assert caught.value.exit_code == 1
     assert names(tmp_path) == ["step-1"]
     assert checkpoints(tmp_path) == [earlier]
     with pytest.raises(RunError, match="go on from the beginning with"):
-        save_checkpoint(tmp_path / "new", 2, full, *trained(), {})
+        save_checkpoint(tmp_path / "new", 2, full, *trained(), one_process(), {})
 
 
 @contextmanager

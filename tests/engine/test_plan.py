@@ -192,11 +192,13 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
     monkeypatch.setattr(planning, "available_bytes", lambda: int(count))
 
 
-def fixed_and_per_token(case: Case, config: RunConfig) -> tuple[float, float]:
-    """Bytes of this run that no forest size changes, and those per distinct token."""
-    plan = case.plan(config)
-    most = max(map(distinct_tokens, steps(config, case.prepared(config))))
-    return plan.peak_bytes - plan.activation_bytes, plan.activation_bytes / min(most, plan.forest_tokens)
+def memory_for(case: Case, tokens: int, **train: Any) -> float:
+    """Bytes that must be free for forests of so many tokens, which may be fewer than the longest example's."""
+    prepared = case.prepared(case.config(**train))
+    longest = int(prepared.train.lengths.max())
+    most = max(map(distinct_tokens, steps(case.config(**train), prepared)))
+    low, high = (case.plan(case.config(**train, forest_tokens=count)).peak_bytes for count in (longest, most))
+    return (low + (high - low) * (tokens + 0.5 - longest) / (most - longest)) / planning.USABLE
 
 
 def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
@@ -204,18 +206,48 @@ def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
 ) -> None:
     config = case.config()
     longest = int(case.prepared(config).train.lengths.max())
-    fixed, per_token = fixed_and_per_token(case, config)
+    needs = {tokens: memory_for(case, tokens) for tokens in (10**6, longest + 100, longest + 10, longest + 1)}
+    too_little = memory_for(case, longest - 1)
     seen = []
-    for tokens in (10**6, longest + 100, longest + 10, longest + 1):
-        with_memory(monkeypatch, (fixed + per_token * (tokens + 0.5)) / planning.USABLE)
+    for tokens, need in needs.items():
+        with_memory(monkeypatch, need)
         plan = case.plan(config)
-        assert longest <= plan.forest_tokens <= max(tokens, 1)
+        assert longest <= plan.forest_tokens <= tokens
         assert plan.peak_bytes <= planning.USABLE * plan.available_bytes
         seen.append(plan.forest_tokens)
     assert seen == sorted(seen, reverse=True)
-    with_memory(monkeypatch, (fixed + per_token * (longest - 1)) / planning.USABLE)
+    with_memory(monkeypatch, too_little)
     with pytest.raises(UsageError, match=f"does not fit: one example of {longest} tokens needs about"):
         case.plan(config)
+
+
+def test_a_large_step_fits_where_a_small_one_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = case.config(batch_size=2), case.config(batch_size=40)
+    longest = int(case.prepared(small).train.lengths.max())
+    with_memory(monkeypatch, memory_for(case, longest + 20, batch_size=40))
+    for config in (small, large):
+        plan = case.plan(config)
+        assert longest <= plan.forest_tokens
+        assert plan.peak_bytes <= planning.USABLE * plan.available_bytes
+    assert case.plan(large).forests_per_step > 1
+
+
+def test_a_forest_size_that_was_set_must_fit_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = case.config(batch_size=40, forest_tokens=10**6)
+    longest = int(case.prepared(config).train.lengths.max())
+    with_memory(monkeypatch, memory_for(case, longest + 20, batch_size=40))
+    with pytest.raises(UsageError, match=r"a forest of \d+ tokens .* set train\.forest_tokens to \d+ or less"):
+        case.plan(config)
+    assert case.plan(case.config(batch_size=40, forest_tokens=longest + 10)).forest_tokens == longest + 10
+
+
+def test_examples_beyond_the_models_context_are_refused(case: Case, tmp_path: Path) -> None:
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    config = tiny_config("llama")
+    config.max_position_embeddings = 40
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="made for at most 40; set data.max_length to 40 or less"):
+        Case(tmp_path, case.data).plan(case.config())
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +260,12 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 
 def test_the_way_out_is_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     config = case.config()
-    fixed, per_token = fixed_and_per_token(case, config)
-    with_memory(monkeypatch, (fixed + per_token * 70) / planning.USABLE)
+    some, none = memory_for(case, 70), memory_for(case, 0)
+    with_memory(monkeypatch, some)
     with pytest.raises(UsageError, match="The cheapest way out: set data.max_length to 64 or less"):
         case.plan(config)
     assert case.plan(case.config(max_length=64)).forest_tokens >= 2
-    with_memory(monkeypatch, fixed / planning.USABLE)
+    with_memory(monkeypatch, none)
     with pytest.raises(UsageError, match="choose a smaller model, or a machine with more memory"):
         case.plan(config)
     with pytest.raises(UsageError, match="set method.tuning to lora"):

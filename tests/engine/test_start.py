@@ -1,6 +1,7 @@
 """A stop request at any place of a run, and whatever else ends it: what the run folder says, and that it goes on."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,36 @@ def test_a_running_run_is_not_resumed(base: Path, whole: RunFolder, tmp_path: Pa
     run.write_status("running", 1, STEPS)
     with pytest.raises(UsageError, match="is still running; stop it first with: tunewright stop"):
         resume(run, Silent())
+
+
+def test_two_resumes_at_once_do_not_both_train(base: Path, whole: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        start(make_ready(config(base, tmp_path / "run"), base), "a test", Acts("step 1", ask_to_stop))
+    run = RunFolder.open(tmp_path / "run")
+    refused = []
+
+    class Second(Silent):
+        def say(self, line: str) -> None:
+            if line.startswith("going on"):
+                with pytest.raises(UsageError, match="another process is about to train in") as caught:
+                    resume(run, Silent())
+                refused.append(caught)
+
+    assert_same_end(resume(run, Second()), whole)
+    assert len(refused) == 1
+
+
+def test_tensorboard_shows_each_step_once_when_nothing_was_saved(base: Path, whole: RunFolder, tmp_path: Path) -> None:
+    """As after a kill before the first checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Interrupted):
+        start(make_ready(config(base, tmp_path / "run"), base), "a test", Acts("step 1", ask_to_stop))
+    run = RunFolder.open(tmp_path / "run")
+    shutil.rmtree(run.checkpoints_path)
+    assert_same_end(resume(run, Silent()), whole)
+    events = EventAccumulator(str(run.tensorboard_path)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
 def test_every_choice_is_written_down(base: Path, whole: RunFolder) -> None:

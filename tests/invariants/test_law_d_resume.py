@@ -1,5 +1,9 @@
 """Law (d): an interrupted and resumed run equals the uninterrupted one bit for bit."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,44 @@ def test_steps_after_the_checkpoint_are_done_again(tmp_path: Path) -> None:
     assert resumed.run.metrics()[-1]["step"] == 14
     resumed.fit(StopRequest())
     assert without_times(resumed.run.metrics()) == expected
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from tests.engine_setup import make_training, run_config, tiny_tuned
+from tests.invariants.test_law_d_resume import resumed_model, without_times
+from tunewright.engine.signals import StopRequest
+from tunewright.runs.checkpoints import checkpoints
+folder = Path(sys.argv[1])
+config = run_config(dropout=0.3)
+whole = make_training(folder, config, tiny_tuned(config), forest_tokens=30)
+assert whole.processes.count == 2
+whole.fit(StopRequest())
+expected = whole.run.metrics()
+older = checkpoints(folder / "checkpoints")[1]
+whole.processes.wait()
+resumed = make_training(folder, config, resumed_model(config, older), forest_tokens=30)
+resumed.restore(older)
+resumed.fit(StopRequest())
+resumed.processes.wait()
+if resumed.processes.is_main:
+    curves = [without_times(metrics) for metrics in (expected, resumed.run.metrics())]
+    (folder / "curves.json").write_text(json.dumps([older.step, *curves]))
+"""
+
+
+def test_two_processes_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    """Each process draws its own dropout masks, as many as its share of the step asks for."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    here = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here / 'src'}", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(worker), str(tmp_path / "run")], check=True, env=environment, timeout=300)
+    step, expected, actual = json.loads((tmp_path / "run" / "curves.json").read_text())
+    assert step == 14
+    assert actual == expected
 
 
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ def save_checkpoint(
     write_weights: Any,
     named_parameters: Iterable[tuple[str, Tensor]],
     optimizer: Optimizer,
+    random: dict[str, Tensor],
     state: dict[str, Any],
 ) -> Checkpoint:
     """Write `folder/step-N`. `write_weights(path)` puts the weights into the given folder.
+
+    `random` has the `random_state` of each process, stacked.
 
     Raises RunError when the disk is full; the half-written folder is removed then.
     """
@@ -40,7 +43,7 @@ def save_checkpoint(
     try:
         write_weights(aside)
         save_file(optimizer_tensors(named_parameters, optimizer), aside / "optimizer.safetensors")
-        save_file(random_state(), aside / "random.safetensors")
+        save_file(random, aside / "random.safetensors")
         (aside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
         write_manifest(aside)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
@@ -79,13 +82,11 @@ def restore_optimizer(path: Path, named_parameters: Iterable[tuple[str, Tensor]]
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         if state:
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if value.ndim else value for key, value in state.items()
-            }
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def random_state() -> dict[str, Tensor]:
-    """The states of the generators that training draws from."""
+    """The states of the generators that this process's training draws from."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -98,5 +99,7 @@ def restore_random_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def load_random_state(path: Path) -> dict[str, Tensor]:
-    return load_file(path / "random.safetensors")
+def load_random_state(path: Path, process: int) -> dict[str, Tensor]:
+    """The state that this process saved; where there were fewer of them, that of the last."""
+    states = load_file(path / "random.safetensors")
+    return {name: every[min(process, len(every) - 1)] for name, every in states.items()}

@@ -160,9 +160,15 @@ class Training:
             supervised_tokens=sum(int((sequence.weights[1:] != 0).sum()) for sequence in sequences),
         )
 
+    def let_go(self) -> None:
+        """Drop gradients and optimizer when training is done: what follows needs their room."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+
     def save(self) -> None:
         """Write a checkpoint of the finished steps, then drop the oldest beyond `keep_checkpoints`."""
         self.processes.wait()
+        random = {name: self.processes.gather(state) for name, state in random_state().items()}
         if self.processes.is_main:
             folder = self.run.checkpoints_path
             save_checkpoint(
@@ -171,6 +177,7 @@ class Training:
                 lambda path: write_weights(self.model, path),
                 self.parameters,
                 self.optimizer,
+                random,
                 {"seconds": self.seconds, "data_fingerprint": self.data_fingerprint},
             )
             keep_newest(folder, self.config.train.keep_checkpoints)
@@ -186,7 +193,7 @@ class Training:
             )
         self.step, self.seconds = checkpoint.step, state["seconds"]
         restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
-        restore_random_state(load_random_state(checkpoint.path))
+        restore_random_state(load_random_state(checkpoint.path, self.processes.index))
         if self.processes.is_main:
             # Before the first step the untrained model is measured, and will be again.
             self.run.rewind(self.step or -1)

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared
 from tunewright.data.examples import Encoded, EncodedSet
 from tunewright.data.sampler import Sampler
-from tunewright.engine.activations import step_memory
+from tunewright.engine.activations import StepMemory, step_memory
 from tunewright.engine.memory import available_memory
 from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_dtype
 from tunewright.errors import UsageError
@@ -101,10 +101,35 @@ class Plan:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Bytes that a run takes, by the number of distinct tokens computed at once.
+
+    `fixed` are process, weights, gradients and optimizer, `head` the output head's, `step` those of `tokens` tokens.
+    """
+
+    fixed: int
+    head: int
+    step: StepMemory
+    tokens: int
+
+    def activations(self, tokens: int) -> int:
+        return self.step.kept * tokens // self.tokens
+
+    def peak(self, tokens: int) -> int:
+        forward, backward = (count * tokens // self.tokens for count in (self.step.forward, self.step.backward))
+        return self.fixed + max(self.head + forward, backward)
+
+    def fitting(self, available: float) -> int:
+        """The most tokens whose peak is within `available`; less than one where nothing fits."""
+        left = available - self.fixed
+        return int(self.tokens * min((left - self.head) / self.step.forward, left / self.step.backward))
+
+
 def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     """Predict memory and time of training `prepared` on the model in `folder`.
 
-    Raises UsageError when not even one example at a time fits, naming what would.
+    Raises UsageError when it does not fit, naming what would, and for examples longer than the model's context.
     """
     register_forest_attention()
     dtype, reason = choose_dtype(config.model.dtype)
@@ -126,18 +151,17 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     autocast = dtype if dtype != weights_dtype(config.method.tuning, dtype) else None
     head = _head_bytes(model, autocast)
     flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
+    context: int = plain_model(model).config.get_text_config().max_position_embeddings
     memory = step_memory(model, build_forest(largest), autocast)  # the last use of `model`
-    per_token = memory.kept / most
-    temporary = max(head + memory.forward - memory.kept, memory.backward - memory.kept)
+    need = _Need(PROCESS_BYTES + weights + state, head, memory, most)
     available = available_bytes()
-    room = USABLE * available - PROCESS_BYTES - weights - state - temporary
     longest = int(lengths.max())
-    forest_tokens = settings.forest_tokens or int(min(room / per_token, most * 1.25 + longest))
-    if forest_tokens < longest:
-        if settings.forest_tokens is None:
-            _refuse(config, PROCESS_BYTES + weights + state + temporary, per_token, longest, available)
-        forest_tokens = longest
-    at_once = min(forest_tokens, most)
+    _require_context(longest, context)
+    fitting = need.fitting(USABLE * available)
+    forest_tokens = max(longest, settings.forest_tokens or min(fitting, int(most * 1.25) + longest))
+    at_once = min(forest_tokens, max(most, longest))
+    if at_once > fitting:
+        _refuse(config, need.peak(at_once), at_once, longest, fitting, available)
 
     rate = probe_rate(dtype)
     step_seconds = STEP_OVER_FLOOR * flops / rate
@@ -154,8 +178,8 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
         forests_per_step=max(1.0, float(np.mean(distinct)) / forest_tokens),
         weights_bytes=weights,
         training_state_bytes=state,
-        activation_bytes=int(at_once * per_token),
-        temporary_bytes=temporary,
+        activation_bytes=need.activations(at_once),
+        temporary_bytes=need.peak(at_once) - need.fixed - need.activations(at_once),
         process_bytes=PROCESS_BYTES,
         available_bytes=available,
         step_flops=flops,
@@ -236,17 +260,26 @@ def _loss_rows(step: list[Encoded]) -> int:
     return len(np.unique(build_forest(step).edge_row))
 
 
-def _refuse(config: RunConfig, fixed: float, per_token: float, longest: int, available: int) -> None:
-    need = fixed + per_token * longest
-    fitting = int((USABLE * available - fixed) / per_token)
-    if fitting >= 64:
+def _require_context(longest: int, context: int) -> None:
+    if longest > context:
+        raise UsageError(
+            f"the longest example has {longest} tokens, and this model was made for at most {context}; set "
+            f"data.max_length to {context} or less"
+        )
+
+
+def _refuse(config: RunConfig, need: int, tokens: int, longest: int, fitting: int, available: int) -> NoReturn:
+    if fitting >= longest:
+        fix = f"set train.forest_tokens to {fitting} or less"
+    elif fitting >= 64:
         fix = f"set data.max_length to {fitting // 64 * 64} or less"
     elif config.method.tuning == "full":
         fix = "set method.tuning to lora"
     else:
         fix = "choose a smaller model, or a machine with more memory"
+    what = "one example of" if tokens == longest else "a forest of"
     raise UsageError(
-        f"this run does not fit: one example of {longest} tokens needs about {gib(need)}, and "
+        f"this run does not fit: {what} {tokens} tokens needs about {gib(need)}, and "
         f"{gib(USABLE * available)} may be used of the {gib(available)} that are free. The cheapest way out: {fix}."
     )
 

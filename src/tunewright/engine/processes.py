@@ -40,9 +40,18 @@ class Processes:
         """Element-wise sum over the processes, in float64."""
         if self.count == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._state.device)
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """[count, …] on the CPU: the same tensor of every process, in their order."""
+        if self.count == 1:
+            return tensor[None]
+        mine = tensor.to(self._state.device)
+        every = [torch.empty_like(mine) for _ in range(self.count)]
+        torch.distributed.all_gather(every, mine)
+        return torch.stack(every).cpu()
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all get the same answer."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from tunewright.config.schema import RunConfig
@@ -82,7 +83,8 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
     processes.wait()
     run = RunFolder.open(output)
     # Each process probed and planned for itself; what was written down holds for all.
-    _train(run, replace(ready, config=run.config), processes, None, watcher)
+    with _alone(run, processes):
+        _train(run, replace(ready, config=run.config), processes, None, watcher)
     return run
 
 
@@ -97,6 +99,13 @@ def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
             f"{run.path} is done; chat with it (tunewright chat {run.path}), or start a new run with more epochs: "
             f"tunewright train {run.config_path} output=NEW train.epochs=N"
         )
+    processes = Processes()
+    with _alone(run, processes):
+        _resume(run, processes, watcher)
+    return run
+
+
+def _resume(run: RunFolder, processes: Processes, watcher: Watcher) -> None:
     for path in run.checkpoints():
         if (found := fault(path)) is not None:
             watcher.say(f"{path.name} is passed over: {found}")
@@ -109,10 +118,25 @@ def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
     prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
     model = ModelFolder(run.model_folder, config.model.name, run.provenance["model"]["revision"])
     ready = Ready(config, model, tokenizer, prepared, plan_training(config, model.path, prepared))
-    processes = Processes()
     processes.wait()  # until every process has read the status that training rewrites
     _train(run, ready, processes, sound[0] if sound else None, watcher)
-    return run
+
+
+@contextmanager
+def _alone(run: RunFolder, processes: Processes) -> Iterator[None]:
+    """Let nobody else train in this folder. The lock is the system's and ends with the process, however it ends."""
+    lock = FileLock(run.path / "lock")
+    if processes.is_main:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"another process is about to train in {run.path}; watch it with: tunewright show {run.path}"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Checkpoint | None, watcher: Watcher) -> None:
@@ -135,6 +159,7 @@ def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Check
         training.fit(stop)
         if processes.is_main:
             write_weights(model, run.path)
+            training.let_go()
             _report(run, ready, model, training, stop, watcher)
 
 
@@ -241,7 +266,7 @@ class _TensorBoard:
 
     def __init__(self, run: RunFolder, step: int) -> None:
         self._folder = run.tensorboard_path
-        self._purge = step + 1 if step else None
+        self._purge = step + 1 if step else 0  # before the first step there is a record, too
         self._writer: Any = None
 
     def add(self, record: dict[str, Any]) -> None:
