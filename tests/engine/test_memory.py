@@ -1,11 +1,15 @@
-"""Memory that may still be taken: the machine's, and no more than a container allows."""
+"""Memory that may still be taken, and what is kept of it: the machine's, and no more than a container allows."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tunewright.engine.memory import available_memory, total_memory
+from tunewright.engine.memory import available_memory, bound_product_caches, total_memory
+from tunewright.models.dtype import cpu_bfloat16
 
 MB = 10**6
 
@@ -67,3 +71,30 @@ def test_without_limits_it_is_the_machine(tmp_path: Path, process: Path) -> None
     group(tmp_path / "groups", "max", 30 * MB, 0, 2)
     assert total_memory(process, tmp_path / "groups") == psutil.virtual_memory().total
     assert 0 < available_memory() <= total_memory()
+
+
+def test_the_caches_of_products_are_bounded_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    bound_product_caches()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "256"
+
+
+@pytest.mark.skipif(not cpu_bfloat16(), reason="products are compiled for bfloat16, which this CPU has not")
+def test_products_of_ever_new_shapes_do_not_fill_the_memory() -> None:
+    """In a process of its own, since the caches look at the environment once."""
+    program = """
+import torch
+from tunewright.engine.memory import bound_product_caches, memory_bytes
+bound_product_caches()
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+for rows in range(1, 901):
+    torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
+    if rows == 500:
+        half = memory_bytes()
+print(memory_bytes() - half)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 20 * 2**20, "unbounded, four hundred shapes take 250 MiB"

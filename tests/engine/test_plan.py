@@ -224,7 +224,7 @@ def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
 def test_a_large_step_fits_where_a_small_one_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = case.config(batch_size=2), case.config(batch_size=40)
     longest = int(case.prepared(small).train.lengths.max())
-    with_memory(monkeypatch, memory_for(case, longest + 20, batch_size=40))
+    with_memory(monkeypatch, memory_for(case, 2 * longest, batch_size=40))
     for config in (small, large):
         plan = case.plan(config)
         assert longest <= plan.forest_tokens

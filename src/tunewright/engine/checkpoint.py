@@ -102,4 +102,4 @@ def restore_random_state(states: dict[str, Tensor]) -> None:
 def load_random_state(path: Path, process: int) -> dict[str, Tensor]:
     """The state that this process saved; where there were fewer of them, that of the last."""
     states = load_file(path / "random.safetensors")
-    return {name: every[min(process, len(every) - 1)] for name, every in states.items()}
+    return {name: every[min(process, len(every) - 1)].clone() for name, every in states.items()}
