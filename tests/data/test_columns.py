@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.config.schema import ColumnsConfig, SourceConfig
-from tunewright.data.columns import SAMPLE, Layout, choose_layout
+from tunewright.data.columns import Layout, choose_layout
 from tunewright.data.examples import Place
+from tunewright.data.first_rows import SAMPLE
 from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.turns import Tags
 from tunewright.errors import UsageError
@@ -74,6 +75,7 @@ def test_a_declared_form_has_the_first_choice() -> None:
         ([{"role": "user", "value": "q"}, {"role": "gpt", "value": "a"}], "sharegpt", Tags("role", "value")),
         ([{"input": "q", "output": "a", "system": "s"}], "xtuner", Tags(pair=("input", "output"))),
         ([{"human": "q", "assistant": "a"}], "xtuner", Tags(pair=("human", "assistant"))),
+        ([{"user": "q", "assistant": "a"}], "xtuner", Tags(pair=("user", "assistant"))),
         ([{"role": "user", "content": "q", "from": None}, {**ANSWER, "value": None}], "openai", Tags()),
     ],
 )
@@ -108,6 +110,45 @@ def test_one_odd_row_does_not_decide() -> None:
     """The usual cell tells the form, not the first."""
     rows = [{"messages": "broken"}, {"messages": [USER, ANSWER]}, {"messages": None}, {"messages": [USER, ANSWER]}]
     assert choose_layout(rows, SourceConfig(path="f.json"), "sft", "data.train").format == "openai"
+
+
+def test_what_most_rows_are_decides() -> None:
+    def layout(*answers: Any, question: str = "instruction", stage: str = "sft", **settings: Any) -> Layout:
+        rows = [{question: "q", "output": answer} for answer in answers]
+        return choose_layout(rows, SourceConfig(path="f.json", **settings), stage, "data.train")
+
+    assert layout('["P", "L"]', "x", "y").kind == layout(["P", "L"], "x", "y").kind == "dialog"
+    assert layout(["P", "L"], ["y", "n"], "x").kind == "preference"
+    assert layout('["P", "L"]', '["y", "n"]').kind == "dialog"
+    assert layout('["P", "L"]', '["y", "n"]', stage="dpo").kind == "preference"
+    lone, dialog = [ANSWER], [USER, ANSWER]
+    rows = [{"messages": turns} for turns in (lone, dialog, dialog, [USER])]
+    assert choose_layout(rows, SourceConfig(path="f.json"), None, "data.train").kind == "dialog"
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ("q a", "dialog"),
+        ("instruction input", "prompt"),
+        ({"messages": [USER]}, "prompt"),
+        ({"messages": [USER, ANSWER]}, "dialog"),
+        ({"messages": [ANSWER]}, "text"),
+        ({"conversation": [{"input": "", "output": "once"}]}, "text"),
+        ("id text", "text"),
+        ("prompt chosen rejected", "preference"),
+        ({"q": "x", "a": "y", "label": True}, "labelled"),
+    ],
+)
+def test_without_a_stage_rows_are_what_they_are(row: dict[str, Any] | str, kind: str) -> None:
+    rows = [dict.fromkeys(row.split(), "x") if isinstance(row, str) else row]
+    assert choose_layout(rows, SourceConfig(path="f.json"), None, "data.train").kind == kind
+
+
+@pytest.mark.parametrize("row", ["question text", "id 年龄"])
+def test_without_a_stage_what_fits_nothing_is_refused_without_one(row: str) -> None:
+    with pytest.raises(UsageError, match=r"no columns for questions and answers were recognised .*response: …\}$"):
+        choose_layout([dict.fromkeys(row.split(), "x")], SourceConfig(path="f.json"), None, "data.train")
 
 
 RANKED = {"chosen": "y", "rejected": "n"}
@@ -283,6 +324,12 @@ def test_optional_columns_may_come_late_in_a_long_file() -> None:
          "data.train.columns.system has no meaning for raw text: remove it"),
         ("q a messages", {"format": "alpaca", "columns": {"messages": "messages"}},
          "data.train.columns.messages has no meaning for questions and answers: remove it"),
+        ("q a", {"tags": {"role_tag": "from"}},
+         "data.train.tags.role_tag has no meaning for questions and answers: remove it"),
+        ({"conversation": [{"input": "q", "output": "a"}]}, {"tags": {"user_tag": "me"}},
+         "data.train.tags.user_tag has no meaning for turns of a question and its answer: remove it"),
+        ("text", {"stage": "pt", "tags": {"role_tag": "from"}},
+         "data.train.tags.role_tag has no meaning for raw text: remove it"),
         ({"messages": [USER, ANSWER], "x": "y"}, {"columns": {"messages": "messages", "history": "x"}},
          "data.train.columns.history has no meaning for dialogs: remove it"),
         ("q a", {"stage": "dpo"},
@@ -329,10 +376,12 @@ named = st.sampled_from(
 @given(
     st.lists(st.dictionaries(named, values, max_size=5), max_size=4),
     st.sampled_from(["auto", "alpaca", "conversation", "sharegpt", "xtuner", "prompt-completion", "hh"]),
-    st.sampled_from(["pt", "sft", "dpo", "kto", "ppo"]),
+    st.sampled_from(["pt", "sft", "dpo", "kto", "ppo", None]),
     st.booleans(),
 )
-def test_any_rows_have_a_layout_or_a_reason(rows: list[dict[str, Any]], form: Any, stage: str, guess: bool) -> None:
+def test_any_rows_have_a_layout_or_a_reason(
+    rows: list[dict[str, Any]], form: Any, stage: str | None, guess: bool
+) -> None:
     """No shape of cells makes it fail otherwise, and every row then is an example or has a reason too."""
     try:
         layout = choose_layout(rows, SourceConfig(path="f.json", format=form, guess=guess), stage, "data.train")
@@ -340,4 +389,4 @@ def test_any_rows_have_a_layout_or_a_reason(rows: list[dict[str, Any]], form: An
         return
     for row in rows:
         with contextlib.suppress(BadRow):
-            for_stage(read_example(row, layout, None, Place("f.json", 1)), stage)
+            for_stage(read_example(row, layout, None, Place("f.json", 1)), stage or "sft")

@@ -15,6 +15,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Place, Text
 from tunewright.data.pack import encode_texts
+from tunewright.data.sampler import Sampler
 from tunewright.data.stop import prove_answers_stop
 from tunewright.errors import UsageError
 
@@ -102,6 +103,19 @@ def test_dialogs_a_template_rewrites_stand_once_per_sequence(tmp_path: Path) -> 
         "<think>\nx\n</think>\n\ny<|im_end|>",
         "c<|im_end|>",
     ]
+
+
+def test_num_samples_take_whole_dialogs(tmp_path: Path) -> None:
+    (tmp_path / "thinking.jinja").write_text(THINKING, encoding="utf-8")
+    two_turns = [{"instruction": f"b{i}", "output": "c", "history": [["a", f"<think>{i}</think>y"]]} for i in range(10)]
+    given = config(tmp_path, two_turns, template="thinking.jinja", validation=None)
+    for wanted in (10, 3):
+        given.data.train[0].num_samples = wanted
+        prepared = prepare(given, CHATML, [], tmp_path)
+        sampler = Sampler.over(prepared.train, given.train)
+        assert (len(prepared.train), sampler.num_examples) == (20, 2 * wanted)
+        drawn = np.bincount(prepared.train.rows[sampler._epoch(0)], minlength=10)
+        assert sorted(set(drawn.tolist()) - {0}) == [2]
 
 
 def test_dialogs_a_template_refuses_are_left_out(tmp_path: Path) -> None:

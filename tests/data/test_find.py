@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tunewright.config.schema import SourceConfig
-from tunewright.data.find import find_files
+from tunewright.data.find import find_named_files
 from tunewright.data.read import read_rows
 from tunewright.data.splits import choose_files, matches
 from tunewright.errors import UsageError
@@ -29,8 +29,8 @@ def make(folder: Path, *names: str, content: str = ROW) -> Path:
 def found(base: Path, path: str, **settings: Any) -> tuple[list[str], list[str]]:
     """Files relative to the base, and what was said."""
     said: list[str] = []
-    files = find_files(SourceConfig(path=path, **settings), base, notify=said.append)
-    return [file.relative_to(base).as_posix() for file in files], said
+    files = find_named_files(SourceConfig(path=path, **settings), base, "data.train", said.append)
+    return [file.path.relative_to(base).as_posix() for file in files], said
 
 
 def complaint(base: Path, path: str, **settings: Any) -> str:
@@ -62,8 +62,8 @@ def test_patterns(tmp_path: Path) -> None:
     assert found(tmp_path, "set/**/c.jsonl")[0] == ["set/deep/er/c.jsonl"]
     assert found(tmp_path, "set/[ab].jsonl")[0] == ["set/a.jsonl", "set/b.jsonl"]
     assert found(tmp_path, "set/[1].jsonl")[0] == ["set/[1].jsonl"]
-    elsewhere = find_files(SourceConfig(path=str(tmp_path / "set/a*")), tmp_path / "elsewhere")
-    assert elsewhere == [tmp_path / "set/a.jsonl"]
+    elsewhere = find_named_files(SourceConfig(path=str(tmp_path / "set/a*")), tmp_path / "elsewhere", "data.train")
+    assert [file.path for file in elsewhere] == [tmp_path / "set/a.jsonl"]
     rows = list(read_rows(SourceConfig(path="set/?.jsonl"), tmp_path))
     assert [str(place) for _, place in rows] == ["set/a.jsonl:1", "set/b.jsonl:1"]
 

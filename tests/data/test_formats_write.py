@@ -1,17 +1,19 @@
 """What a form can hold comes back exactly; what it can't hold is refused with what is in the way."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunewright.cli.ls import FORMATS
 from tunewright.config.schema import SourceConfig
-from tunewright.data.columns import choose_layout
+from tunewright.data.column_names import OWN
+from tunewright.data.columns import Format, choose_layout
 from tunewright.data.examples import Dialog, Example, Labelled, Message, Place, Preference, Prompt, Text, ToolCall
 from tunewright.data.formats import BadRow, read_example
-from tunewright.data.formats_write import WRITERS, write_row
+from tunewright.data.formats_write import COLUMNS, WRITERS, write_row
 
 PLACE = Place("rows.json", 7)
 SYSTEM, USER, ANSWER = Message("system", "s"), Message("user", "q"), Message("assistant", "a")
@@ -191,6 +193,13 @@ def test_what_is_written_is_read_again(example: Example, form: Any) -> None:
     layout = choose_layout([row], SourceConfig(path="f.jsonl", format=form), STAGES[type(example)], "data.train")
     assert not layout.guessed
     assert read_example(row, layout, None, PLACE) == example
+
+
+def test_every_list_of_forms_has_them_all() -> None:
+    forms = set(get_args(Format))
+    assert set(WRITERS) == set(COLUMNS) == set(OWN) == forms
+    assert set(FORMATS) == forms | {"conversation"}
+    assert set(get_args(SourceConfig.model_fields["format"].annotation)) == forms | {"conversation", "auto"}
 
 
 @given(dialogs().filter(lambda turns: any(turn.train for turn in turns)), tools)

@@ -120,8 +120,8 @@ def test_what_cannot_be_joined_is_refused_and_nothing_is_left_behind(folder: Pat
         "no row of q.csv has the same question_id as one of c.csv: "
         "q.csv begins with question_id = '1' and c.csv begins with question_id = 'A1'"
     )
-    assert complaint("q.csv", "d.jsonl") == "d.jsonl:1: question_id is not text"
-    assert complaint("q.csv", "e.jsonl") == "e.jsonl:1: content holds half of a character (a lone surrogate)"
+    assert complaint("q.csv", "d.jsonl") == "d.jsonl:1: the question_id is not text"
+    assert complaint("q.csv", "e.jsonl") == "e.jsonl:1: the content holds half of a character (a lone surrogate)"
     assert complaint("q.csv", "f.csv").startswith("data.train.1: f.csv does not exist in ")
     assert not [path for path in folder.iterdir() if "pairs" in path.name]
     join()
@@ -129,6 +129,14 @@ def test_what_cannot_be_joined_is_refused_and_nothing_is_left_behind(folder: Pat
     assert complaint() == "pairs.jsonl exists already: name another file, or replace it with --force"
     assert complaint("q.csv", "b.csv", replace=True) == "b.csv has no column 'question_id', it has id, content"
     assert (folder / "pairs.jsonl").read_bytes() == before
+
+
+def test_no_number_is_no_answer(folder: Path) -> None:
+    (folder / "a.jsonl").write_text('{"question_id": 1, "content": NaN}\n{"question_id": 2, "content": "x"}\n')
+    account, pairs = join("q.csv", "a.jsonl")
+    assert (pairs, account.empty) == ([("发烧", "x")], [1, 1])
+    (folder / "a.jsonl").write_text('{"question_id": 1, "content": true}\n')
+    assert complaint("q.csv", "a.jsonl", replace=True) == "a.jsonl:1: the content is not text"
 
 
 def run(*words: str) -> int:
@@ -153,6 +161,15 @@ def test_the_command_line_tells_what_became_of_every_row(folder: Path, capsys: p
     assert "exists already" in capsys.readouterr().err
     assert run(*words, "-o", "medical.csv") == 2
     assert "name a file that ends in .jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["data.train.0.columns.prompt", "train.seed", "data.train.1.weight"])
+def test_settings_that_mean_nothing_are_refused(folder: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["join", "q.csv", "a.csv", "--on", "question_id", "--prompt", "content", "--response", "content"]
+    assert run(*words, "-o", "out.jsonl", f"{key}=7") == 2
+    assert f"{key} has no meaning here: remove it; what data.train.0 or data.train.1 can have is source, " in (
+        capsys.readouterr().err
+    )
 
 
 def test_names_that_differ_and_encodings_of_each_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

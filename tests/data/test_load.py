@@ -16,6 +16,8 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.account import Dropped, Loaded, SourceReport, places
 from tunewright.data.encode import prepare
 from tunewright.data.examples import Dialog, Example, Message, Place, Text
+from tunewright.data.explain import explain_rows
+from tunewright.data.first_rows import SAMPLE
 from tunewright.errors import UsageError
 
 TOKENIZER = tiny_tokenizer("chatml")
@@ -82,7 +84,7 @@ def test_everything_is_told(tmp_path: Path) -> None:
                 columns={"prompt": "q", "response": "a"},
                 rows=22,
                 guessed=True,
-                ignored=["note"],
+                ignored={"note": (1, Place("rows.jsonl", 21))},
             )
         ],
         duplicates=1,
@@ -105,12 +107,87 @@ def test_sheet(tmp_path: Path) -> None:
 
 
 def test_columns_that_come_late_count(tmp_path: Path) -> None:
-    """The form of a file is decided from all of its rows, not from the first."""
-    rows = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d", "history": [["e", "f"]]}]
-    write(tmp_path, rows)
-    last = load(tmp_path).train[1]
-    assert isinstance(last, Dialog)
-    assert [message.content for message in last.messages] == ["e", "f", "c", "d"]
+    """Behind the rows that tell the form too: what is read beside question and answer is read wherever it comes up."""
+    late = {"instruction": "Translate", "input": "dog", "output": "chien", "system": "s", "history": [["e", "f"]]}
+    write(tmp_path, [*plain_rows(SAMPLE), {**late, "note": "x", "text": "y"}, *plain_rows(5), {**late, "note": "z"}])
+    loaded = load(tmp_path)
+    for number in (SAMPLE, SAMPLE + 6):
+        example = loaded.train[number]
+        assert isinstance(example, Dialog)
+        assert [message.content for message in example.messages] == ["s", "e", "f", "Translate\ndog", "chien"]
+    (source,) = loaded.sources
+    assert (set(source.columns), source.rows) == ({"prompt", "query", "response", "system", "history"}, SAMPLE + 7)
+    assert source.ignored == {"note": (2, Place("rows.jsonl", 1001)), "text": (1, Place("rows.jsonl", 1001))}
+    assert source.unread == ["note (in 2 rows, first rows.jsonl:1001)", "text (in 1 row, first rows.jsonl:1001)"]
+
+
+@pytest.mark.parametrize(
+    ("late", "column"),
+    [({"label": False}, "label"), ({"messages": [{"role": "user", "content": "q"}]}, "messages")],
+)
+def test_a_late_column_that_would_have_changed_all_is_refused(
+    tmp_path: Path, late: dict[str, Any], column: str
+) -> None:
+    write(tmp_path, [*plain_rows(SAMPLE), {"instruction": "x", "output": "y", **late}])
+    assert complaint(tmp_path) == (
+        f"rows.jsonl:1001: the column '{column}' first stands here, and with it the rows before would have been read "
+        "differently: move this row to the top of its file, or leave the column unread, data.train.guess: false and "
+        "data.train.columns: {prompt: instruction, response: output}"
+    )
+    named = {"prompt": "instruction", "response": "output"}
+    loaded = load(tmp_path, train={"path": "rows.jsonl", "columns": named, "guess": False})
+    assert (len(loaded.train), list(loaded.sources[0].ignored)) == (SAMPLE + 1, [column])
+
+
+def plain_rows(count: int) -> list[dict[str, Any]]:
+    return [{"instruction": f"question {index}", "output": f"answer {index}"} for index in range(count)]
+
+
+def test_each_file_of_a_folder_has_a_form_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", [{"instruction": "a", "output": "b"}] * 3, "1.jsonl")
+    write(tmp_path / "set", [{"question": "c", "answer": "d", "input": "e"}] * 2, "2.jsonl")
+    write(tmp_path / "set", [{"instruction": "f", "input": "g", "output": "h"}, {"x": "y"}], "3.jsonl")
+    write(tmp_path / "set", [{"nothing": "known"}], "4.jsonl")
+    loaded = load(tmp_path, train=[{"path": "set", "weight": 2}], validation="set/1.jsonl", drop_bad_rows=True)
+    assert [message.content for example in loaded.train for message in example.messages] == [  # type: ignore[union-attr]  # all dialogs
+        "a", "b", "a", "b", "a", "b", "c\ne", "d", "c\ne", "d", "f\ng", "h",
+    ]  # fmt: skip
+    assert [(source.path, source.rows, source.columns) for source in loaded.sources] == [
+        ("set", 6, {"prompt": "instruction", "query": "input", "response": "output"}),
+        ("set/2.jsonl", 2, {"prompt": "question", "query": "input", "response": "answer"}),
+        ("set/1.jsonl", 3, {"prompt": "instruction", "response": "output"}),
+    ]
+    assert [(item.reason, item.count, places(item)) for item in loaded.dropped] == [
+        ("no question", 2, "set/3.jsonl:2, set/4.jsonl:1")
+    ]
+    assert len(loaded.validation) == 3
+
+
+def test_rows_of_one_line_are_told_apart(tmp_path: Path) -> None:
+    rows = [*rows_of(30), {"q": "x", "a": ""}, {"q": "y", "a": ""}]
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    loaded = load(tmp_path, train="one.json")
+    assert places(loaded.dropped[0]) == "one.json:1#31, :1#32"
+    assert [str(example.place) for example in loaded.train[:3]] == ["one.json:1", "one.json:1#2", "one.json:1#3"]
+    run = RunConfig.model_validate({"model": "tiny", "data": "one.json"})
+    shown = explain_rows(run, TOKENIZER, [], tmp_path, ["one.json:1", "one.json:1#31", "31"])
+    assert [explained.row for explained in shown] == [rows[0], rows[30], rows[30]]
+    for wrong in ("one.json:1#", "1#2", "one.json:#3"):
+        with pytest.raises(UsageError, match="give a row's number, or its place as check prints it: FILE:LINE"):
+            explain_rows(run, TOKENIZER, [], tmp_path, [wrong])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = write(tmp_path, rows_of(3)), Path.open
+
+    def refuse(self: Path, *arguments: Any, **settings: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(self, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert complaint(tmp_path) == f"{path} can't be read: Permission denied"
 
 
 def test_raw_text(tmp_path: Path) -> None:
@@ -210,6 +287,57 @@ def test_keys_in_messages_name_the_source(tmp_path: Path) -> None:
     assert complaint(tmp_path, validation={"path": "rows.jsonl", "columns": {"prompt": "Q"}}) == (
         "data.validation.columns.prompt: rows.jsonl has no column 'Q', it has q, a; did you mean 'q'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"validation": {"path": "rows.jsonl", "weight": 2}},
+         "data.validation.weight is for data to train on: remove it; data.validation.max_samples limits what is read"),
+        ({"validation": {"path": "rows.jsonl", "num_samples": 2}},
+         "data.validation.num_samples is for data to train on: remove it; "
+         "data.validation.max_samples limits what is read"),
+        ({"train": {"path": "rows.jsonl", "weight": 2, "num_samples": 2}},
+         "data.train: weight and num_samples both say how much of it an epoch takes: remove one"),
+        ({"train": {"path": "rows.jsonl", "tags": {"role_tag": "from"}}},
+         "data.train.tags.role_tag has no meaning for questions and answers: remove it"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, data: dict[str, Any], message: str) -> None:
+    write(tmp_path, rows_of(3))
+    assert complaint(tmp_path, **data) == message
+
+
+def test_mistakes_of_a_registry_name_it(tmp_path: Path) -> None:
+    write(tmp_path, rows_of(3))
+    entry = {"file_name": "rows.jsonl", "columns": {"prompt": "quesion", "response": "a"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    assert complaint(tmp_path, train=[], registry="dataset_info.json", use=["mine"]).startswith(
+        "dataset_info.json: mine.columns.prompt: rows.jsonl has no column 'quesion', it has q, a"
+    )
+
+
+def test_answers_that_look_like_lists_are_text(tmp_path: Path) -> None:
+    """Whether one answer or every one does; a form is what most rows are of."""
+    lists = ['["P", "L"]', "[]", '[{"role": "assistant", "content": "hi"}]', '[{"entity": "x"}]', "[1, 2"]
+    for first in (lists, [*lists, *"123456"], *([text] * 3 for text in lists)):
+        rows = [{"instruction": "List", "output": text} for text in first]
+        write(tmp_path, rows)
+        loaded = load(tmp_path)
+        assert loaded.sources[0].columns == {"prompt": "instruction", "response": "output"}
+        answers = [example.messages[-1].content for example in loaded.train if isinstance(example, Dialog)]
+        assert answers == [row["output"] for row in rows]
+
+
+def test_dialogs_and_answers_in_a_table_may_be_json(tmp_path: Path) -> None:
+    """Of columns of turns most cells are; then the answers to them may be too, and a cell that is not stays text."""
+    asked, said = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+    rows = [{"prompt": json.dumps(asked), "completion": json.dumps(said)}] * 3
+    write(tmp_path, [*rows, {"prompt": json.dumps(asked), "completion": '["P"]'}])
+    loaded = load(tmp_path)
+    assert [example.messages[-1].content for example in loaded.train if isinstance(example, Dialog)] == [
+        "a", "a", "a", '["P"]',
+    ]  # fmt: skip
 
 
 cells = st.none() | st.integers() | st.floats() | st.text(max_size=4) | st.lists(st.text(max_size=2), max_size=2)

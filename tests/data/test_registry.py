@@ -97,6 +97,14 @@ def test_registry_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = expand_registry(DataConfig(registry="REMOTE:org/sets", use=["mine"]), tmp_path)
     columns = ColumnsConfig(prompt="q", response="a")
     assert found == [source(path="org/sets", source="huggingface", folder="a.json", columns=columns)]
+    (kept / "snapshots" / "abc" / "a.json").write_text("[]")
+    for digest in (hashlib.sha1(b"[]").hexdigest(), "0" * 40):
+        checked = {"mine": {**entries["mine"], "file_sha1": digest}}
+        (kept / "snapshots" / "abc" / "dataset_info.json").write_text(json.dumps(checked))
+        if digest != "0" * 40:
+            assert expand_registry(DataConfig(registry="REMOTE:org/sets", use=["mine"]), tmp_path) == found
+    with pytest.raises(UsageError, match="^REMOTE:org/sets: mine: the SHA-1 of a.json is "):
+        expand_registry(DataConfig(registry="REMOTE:org/sets", use=["mine"]), tmp_path)
     with pytest.raises(
         UsageError, match="data.registry: no dataset_info.json was found in org/other on Hugging Face: "
     ):
@@ -166,6 +174,7 @@ def test_entries_that_cannot_be_used(tmp_path: Path, entry: Any, message: str) -
          "data.use: dataset_info.json has no data set 'huanhua'; did you mean 'huanhuan'?"),
         ('{"huanhuan": {}}', {"use": ["x"]}, "data.use: dataset_info.json has no data set 'x'; it has huanhuan"),
         ('{"a": {}, "b": {}}', {}, "data.use: name the sets to train on; dataset_info.json has a, b"),
+        (None, {"registry": "ONLINE"}, "data.use: name the data sets on a hub to train on, as org/name"),
         ("{}", {"registry": None, "train": "x.json", "use": ["a"]},
          "data.use names sets of a registry: give its file, data.registry: path/dataset_info.json"),
     ],

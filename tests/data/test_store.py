@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,27 @@ def test_what_is_held_out_is_kept_for_much_data(tmp_path: Path, monkeypatch: pyt
     assert contents(prepared(tmp_path, validation=0.2).validation) == expected
 
 
+def test_numbers_of_examples_held_out_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also large ones: all digits count."""
+    monkeypatch.setattr(store, "REMEMBERED", 10)
+    monkeypatch.setattr(store, "hold_out", lambda hashes, size, seed: np.array([int(size) % 10]))
+    write(tmp_path)
+    prepared(tmp_path)
+    opened = Store(stores_root() / stores()[0])
+    assert [opened.held_out(size, 1).tolist() for size in (1234567, 1234568, 1234567)] == [[7], [8], [7]]
+
+
+def test_hashes_are_made_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "much"
+    path.write_text("abcdef")
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    expected = hash_files([path])
+    monkeypatch.setattr(load, "MUCH", 3)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "file" / "cache"))
+    assert hash_files([path]) == expected
+
+
 def test_hashes_of_much_data_are_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "MUCH", 3)
     path = tmp_path / "much"
@@ -262,6 +284,35 @@ def test_workers_give_what_one_process_gives(chunks: list[Chunk]) -> None:
         assert (one.text, one.bad, one.notes, one.ends) == (other.text, other.bad, other.notes, other.ends)
         for name in ("ids", "runs", "sequences", "examples"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_workers_run_nothing_of_the_folder_they_are_started_in(
+    chunks: list[Chunk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("from pathlib import Path\n\nPath(__file__).with_name('ran').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert len(list(pack_all(chunks, job(), workers=2, alone=0))) == len(chunks)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_row_nested_deeper_than_can_be_sent_is_prepared_here(chunks: list[Chunk]) -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    for chunk in chunks:
+        chunk.rows[0]["note"] = deep
+    shared = list(pack_all(chunks, job(), workers=2, alone=0))
+    assert [len(pack.examples) for pack in shared] == [len(pack.examples) for pack in pack_all(chunks, job(), 1)]
+
+
+def test_an_answer_that_breaks_off_is_an_error_in_words(chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a worker is killed while it writes."""
+    half = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.stdout.buffer.write(pickle.dumps(['x' * 99])[:50])"
+    popen = workers.subprocess.Popen
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", half], **k))
+    with pytest.raises(RunError, match="a process that prepares data ended with code 0"):
+        list(pack_all(chunks, job(), workers=2, alone=0))
 
 
 def test_a_worker_that_dies_is_an_error_in_words(chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Looking words up gives what the tokenizer gives, ids and offsets, for every text and every kind of tokenizer."""
 
 import json
+import random
 from functools import lru_cache
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-from tests.tokenizers import SENTENCES, STYLES, tiny_tokenizer
+from tests.tokenizers import CHATML, SENTENCES, STYLES, tiny_tokenizer
 from tunewright.data import words
+from tunewright.data.examples import Dialog, Message, Place
+from tunewright.data.template import ChatTemplate, EncodedDialog
 from tunewright.data.words import WordTokenizer
 
 LLAMA3 = (
@@ -130,3 +134,43 @@ def test_a_tokenizer_that_pads_is_not_changed() -> None:
     made.enable_truncation(3)
     same(tokenizer("gpt2"), WordTokenizer(made), SENTENCES)
     assert json.loads(made.to_str())["padding"]["strategy"] == {"Fixed": 50}
+
+
+@pytest.mark.parametrize("cut", ["gpt2", "llama3"])
+def test_weights_of_dialogs_are_those_of_each_alone(cut: str) -> None:
+    """From the words that are looked up through to loss weights: a batch gives what one dialog at a time gives."""
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer(cut).to_str()),
+        eos_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>"],
+    )
+    template = ChatTemplate(made, CHATML, ())
+    chosen = random.Random(7)
+
+    def say(role: Any, weight: float = 1.0) -> Message:
+        return Message(role, " ".join(chosen.choices([*SENTENCES[:7], "it's", "  12345\n", "灯塔"], k=4)), weight)
+
+    dialogs = [
+        Dialog(
+            (
+                *([say("system")] if chosen.random() < 0.5 else []),
+                *(say(role, chosen.choice([0.0, 0.5, 1.0])) for _ in range(2) for role in ("user", "assistant")),
+                say("user"),
+                say("assistant"),
+            ),
+            Place("f", line),
+        )
+        for line in range(300)
+    ]
+    together = list(template.attempt_many(dialogs))
+    assert len(template._words._known) > 50  # not the tokenizer itself
+    assert template._words._pause == 0
+    for dialog, result in zip(dialogs, together, strict=True):
+        (alone,) = template.attempt_many([dialog])
+        assert isinstance(result, EncodedDialog)
+        assert isinstance(alone, EncodedDialog)
+        assert result.straddling == alone.straddling
+        for mine, theirs in zip(result.sequences, alone.sequences, strict=True):
+            assert mine.input_ids.tolist() == theirs.input_ids.tolist()
+            assert mine.weights.tolist() == theirs.weights.tolist()
+            assert set(mine.weights.tolist()) >= {0.0, 1.0}

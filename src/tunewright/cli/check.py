@@ -189,7 +189,7 @@ def _places(first: "Sequence[Place]", count: int) -> str:
     """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
     parts, file = [], None
     for place in first:
-        parts.append(f":{place.line}" if place.file == file else str(place))
+        parts.append(f":{place.at}" if place.file == file else str(place))
         file = place.file
     return ", ".join(parts) + (", …" if count > len(first) else "")
 
@@ -209,7 +209,7 @@ def _print_rows(rows: "Sequence[Explained]") -> None:
 def _source(source: "SourceReport") -> str:
     columns = ", ".join(f"{part} = {name}" for part, name in source.columns.items())
     guessed = " (guessed)" if source.guessed else ""
-    ignored = f"; not read: {', '.join(source.ignored)}" if source.ignored else ""
+    ignored = f"; not read: {', '.join(source.unread)}" if source.ignored else ""
     return f"{source.path}  {source.rows:,} rows, {source.format}: {columns}{guessed}{ignored}"
 
 

@@ -7,6 +7,8 @@ How an input is read can be said as in a config: that of `convert` is `data.trai
 `data.train.0` and `data.train.1`, as in `data.train.0.encoding=big5`.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from tunewright.data.join import Account
 
 data = typer.Typer(help="Make data files out of data files.", no_args_is_help=True)
+
+# What says how a file is read, whatever its rows are.
+READING = ("source", "subset", "split", "folder", "revision", "sheet", "encoding", "delimiter", "max_samples")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="How to read an input: data.train.0.encoding=big5.")
@@ -42,7 +47,7 @@ def join(
     """Join a table of questions and a table of answers into one file to train on."""
     from tunewright.data.join import Table, join_tables
 
-    sides = _sources([questions, answers], overrides)
+    sides = _sources([questions, answers], overrides, READING)
     left, _, right = on.partition("=")
     account = join_tables(
         Table(sides[0], "data.train.0", left, prompt),
@@ -65,22 +70,31 @@ def convert(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write the rows of a file in another form, exactly or not at all."""
+    """Write the rows of a file in another form: every example exactly, or nothing."""
     from tunewright.data.convert import convert_rows
 
-    (given,) = _sources([source], overrides)
+    (given,) = _sources([source], overrides, (*READING, "format", "kind", "columns", "tags", "guess"))
     converted = convert_rows(given, output, to, replace=force)
-    layout = converted.layout
-    columns = ", ".join(f"{part} = {name}" for part, name in layout.columns.items())
-    print(f"{source}: {converted.rows:,} rows, {layout.format}: {columns}{' (guessed)' if layout.guessed else ''}")
-    for name, place in converted.unread.items():
-        print(f"  not carried over: column {name}, first {place}")
+    for report in converted.reports:
+        columns = ", ".join(f"{part} = {name}" for part, name in report.columns.items())
+        guessed = " (guessed)" if report.guessed else ""
+        print(f"{report.path}: {report.rows:,} rows, {report.format}: {columns}{guessed}")
+    for what, count, first in converted.lost():
+        print(f"  not carried over: {what}, {'once' if count == 1 else f'{count:,} times'}, first {first}")
     print(f"{output}: {converted.rows:,} rows, {to}")
 
 
-def _sources(paths: list[str], overrides: list[str] | None) -> "list[SourceConfig]":
+def _sources(paths: list[str], overrides: list[str] | None, known: Sequence[str]) -> "list[SourceConfig]":
+    """What is to be read; of `overrides` only those of the `known` settings of a source mean something."""
     from tunewright.config.load import load_config
+    from tunewright.errors import UsageError
 
+    for override in overrides or []:
+        key = override.partition("=")[0].strip()
+        setting = re.fullmatch(r"data\.train\.(?:\d+\.)?(\w+)(\..*)?", key)
+        if setting is None or setting[1] not in known:
+            where = "data.train" if len(paths) == 1 else "data.train.0 or data.train.1"
+            raise UsageError(f"{key} has no meaning here: remove it; what {where} can have is {', '.join(known)}")
     train = [{"path": path} for path in paths]
     given = {"model": {"name": "none"}, "data": {"train": train if len(train) > 1 else train[0]}}
     return load_config(None, overrides or [], given).data.train

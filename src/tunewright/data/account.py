@@ -32,14 +32,23 @@ class Dropped:
 @dataclass(slots=True)
 class SourceReport:
     """How one source was read. `columns` maps a key of `data.train.columns` to the column's name; `guessed` says that
-    neither the config nor a known form gave these names; `ignored` are the columns that nothing is read from."""
+    neither the config nor a known form gave these names; `ignored` are the columns that nothing is read from although
+    something stands there, each with the number of such rows and the place of the first."""
 
     path: str
     format: str
     columns: dict[str, str]
     rows: int
     guessed: bool
-    ignored: list[str] = field(default_factory=list)
+    ignored: dict[str, tuple[int, Place]] = field(default_factory=dict)
+
+    @property
+    def unread(self) -> list[str]:
+        """The ignored columns in words: where not every row has something there, how many do, and the first."""
+        return [
+            name if count == self.rows else f"{name} (in {count:,} row{'s' * (count > 1)}, first {first})"
+            for name, (count, first) in self.ignored.items()
+        ]
 
 
 @dataclass(slots=True)
@@ -128,12 +137,14 @@ class Notes:
 class SourceAccount:
     """One source and its rows that are no examples, by reason.
 
-    `key` is its key in the config, `held_out` says that it is the validation file.
+    `key` is its key in the config, `held_out` says that it is the validation file. A source whose files are not all
+    read alike has several accounts; `number` counts sources.
     """
 
     key: str
     report: SourceReport
     held_out: bool
+    number: int = 0
     bad: dict[str, Dropped] = field(default_factory=dict)
 
 
@@ -200,7 +211,7 @@ def places(dropped: Dropped) -> str:
     """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
     parts, file = [], None
     for place in dropped.first:
-        parts.append(f":{place.line}" if place.file == file else str(place))
+        parts.append(f":{place.at}" if place.file == file else str(place))
         file = place.file
     return ", ".join(parts) + (", …" if dropped.count > len(dropped.first) else "")
 

@@ -44,6 +44,11 @@ OPTIONAL = {
     "tools": ("tools", "functions"),
 }
 
+# All names that decide how a row is read.
+USUAL = frozenset(
+    (*QUESTIONS, *ANSWERS, *(name for pair in RANKED for name in pair), *REJECTED, *LABELS, *MESSAGES, *TEXTS)
+).union(*OPTIONAL.values())
+
 # Turns: of who speaks, of what is said, and of those that hold both a question and its answer.
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")

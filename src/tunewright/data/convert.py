@@ -1,18 +1,22 @@
-"""A data file of any kind -> JSON lines in another form, exactly or not at all.
+"""A data file of any kind -> JSON lines in another form: every example exactly, or nothing at all.
+
+What is part of no example, such as columns of ids or a key of turns that has no meaning here, is named.
 
 tunewright data convert rows.json rows.jsonl --to openai
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 
 from tunewright.config.schema import SourceConfig
-from tunewright.data.columns import SAMPLE, Format, Layout, choose_layout
+from tunewright.data.account import SourceAccount, SourceReport
+from tunewright.data.columns import Format
 from tunewright.data.examples import Place
-from tunewright.data.formats import read_example
+from tunewright.data.find import find_named_files
+from tunewright.data.formats import read_example, unread_keys
 from tunewright.data.formats_write import WRITERS, write_row
-from tunewright.data.read import read_rows
+from tunewright.data.load import Source, read_sources
 from tunewright.data.suggest import nearest
 from tunewright.data.values import BadRow
 from tunewright.data.write import write_lines
@@ -22,11 +26,25 @@ from tunewright.models.cache import Notify, to_stderr
 
 @dataclass(slots=True)
 class Converted:
-    """What was written: how the rows were read, how many there are, and columns of theirs that held something else."""
+    """What was written: how the rows were read, and what else stood in them.
 
-    layout: Layout
-    rows: int = 0
-    unread: dict[str, Place] = field(default_factory=dict)
+    `unread` are keys of turns that were not carried over, each with how many turns have it and the place of the first;
+    columns that were not are in the reports.
+    """
+
+    reports: list[SourceReport] = field(default_factory=list)
+    unread: dict[str, tuple[int, Place]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return sum(report.rows for report in self.reports)
+
+    def lost(self) -> Iterator[tuple[str, int, Place]]:
+        """What was not carried over: in words, how often it stands there, and where first."""
+        for report in self.reports:
+            yield from ((f"column {name}", count, first) for name, (count, first) in report.ignored.items())
+        yield from ((f"key {name}", count, first) for name, (count, first) in self.unread.items())
 
 
 def convert_rows(
@@ -44,27 +62,28 @@ def convert_rows(
     is written.
     """
     wanted = _form(form)
-    rows = read_rows(source, Path.cwd(), key, notify)
-    first = list(islice(rows, SAMPLE))
-    layout = choose_layout([row for row, _ in first], source, "pt" if wanted == "text" else "sft", key)
-    converted = Converted(layout)
-    read = set(layout.columns.values())
+    whole = Source(0, key, source, find_named_files(source, Path.cwd(), key, notify), held_out=False)
+    converted = Converted()
     texts: dict[str, bool] = {}  # whether a written column holds text; one that holds turns too would not be read again
     with write_lines(target, replace) as write:
-        for row, place in chain(first, rows):
-            try:
-                written = write_row(read_example(row, layout, None, place), wanted)
-            except BadRow as bad:
-                raise UsageError(f"{place}: {bad}; nothing is written") from None
-            for name, value in written.items():
-                if value is not None and texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
-                    mixed = f"{wanted} would need text in the column {name} of some rows and turns in others"
-                    raise UsageError(f"{place}: {mixed}, use openai; nothing is written")
-            write(written)
-            converted.rows += 1
-            for name, value in row.items():
-                if name not in read and value not in (None, "", [], {}):
-                    converted.unread.setdefault(name, place)
+        for item in read_sources([whole], None, notify):
+            if isinstance(item, SourceAccount):
+                converted.reports.append(item.report)
+                continue
+            for row, place in zip(item.rows, item.places, strict=True):
+                try:
+                    written = write_row(read_example(row, item.layout, None, place), wanted)
+                except BadRow as bad:
+                    raise UsageError(f"{place}: {bad}; nothing is written") from None
+                for name, value in written.items():
+                    if value is not None and texts.setdefault(name, isinstance(value, str)) != isinstance(value, str):
+                        mixed = f"{wanted} would need text in the column {name} of some rows and turns in others"
+                        raise UsageError(f"{place}: {mixed}, use openai; nothing is written")
+                write(written)
+                for name in unread_keys(row, item.layout):
+                    count, first = converted.unread.get(name, (0, place))
+                    converted.unread[name] = count + 1, first
+            converted.reports[item.account].rows += len(item.rows)
     return converted
 
 

@@ -15,13 +15,22 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row came from; `line` is the 1-based line of a text file, or row of a sheet or table."""
+    """Where a row came from; `line` is the 1-based line of a text file, or row of a sheet or table.
+
+    `row` is which one of that line it is: JSON may have all of its rows on one.
+    """
 
     file: str
     line: int
+    row: int = 1
+
+    @property
+    def at(self) -> str:
+        """`7`, or `7#3` for the third row of that line."""
+        return f"{self.line}#{self.row}" if self.row > 1 else str(self.line)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.at}"
 
 
 @dataclass(frozen=True, slots=True)

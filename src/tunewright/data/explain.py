@@ -109,23 +109,25 @@ def _encode(
 
 
 def _find(data: DataConfig, stage: str, base: Path, which: str) -> tuple[int, dict[str, Any], Layout, Place]:
-    file, _, line = which.rpartition(":")
-    if not line.isdecimal() or int(line) == 0:
+    file, _, at = which.rpartition(":")
+    line, _, row_of_line = at.partition("#")
+    if not line.isdecimal() or int(line) == 0 or ("#" in at and not (file and row_of_line.isdecimal())):
         raise UsageError(f"--row {which}: give a row's number, or its place as check prints it: FILE:LINE")
+    sought = int(line), int(row_of_line or 1)
     number = 0
     last: tuple[int, dict[str, Any], Layout, Place] | None = None
     for row, layout, place in _rows(data, stage, base):
         number += 1
         if not file:
-            if number == int(line):
+            if number == sought[0]:
                 return number, row, layout, place
             continue
         if not _is_named(place.file, file):
             continue
-        if last is not None and place.line > int(line):
+        if last is not None and (place.line, place.row) > sought:
             return last
         last = number, row, layout, place
-        if place.line == int(line):
+        if (place.line, place.row) == sought:
             return last
     if last is not None and ".json" in Path(last[3].file).suffixes:
         return last  # the last row of a JSON file may take many lines
@@ -143,5 +145,5 @@ def _is_named(path: str, name: str) -> bool:
 def _rows(data: DataConfig, stage: str, base: Path) -> Iterator[tuple[dict[str, Any], Layout, Place]]:
     for item in read_sources(find_sources(data, base), stage):
         if isinstance(item, Chunk):
-            for row, line in zip(item.rows, item.lines, strict=True):
-                yield row, item.layout, Place(item.file, line)
+            for row, place in zip(item.rows, item.places, strict=True):
+                yield row, item.layout, place

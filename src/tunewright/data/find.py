@@ -22,11 +22,6 @@ class DataFile(NamedTuple):
     name: str
 
 
-def find_files(source: SourceConfig, base: Path, key: str = "data.train", notify: Notify = to_stderr) -> list[Path]:
-    """The files of a source in the order in which they are read; see `find_named_files`."""
-    return [file.path for file in find_named_files(source, base, key, notify)]
-
-
 def find_named_files(
     source: SourceConfig, base: Path, key: str = "data.train", notify: Notify = to_stderr
 ) -> list[DataFile]:

@@ -6,16 +6,17 @@ better and a worse one (`Preference`), one known to be good or bad (`Labelled`),
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from tunewright.data.column_names import MEDIA
 from tunewright.data.columns import LABELLED_STAGES, PROMPT_STAGES, RANKED_STAGES, Layout
 from tunewright.data.examples import Dialog, Example, Labelled, Message, Place, Preference, Prompt, Text
-from tunewright.data.turns import answer, read_turns, tools_text
-from tunewright.data.values import BadRow, as_list, is_missing, required, text, truth
+from tunewright.data.turns import answer, keys_read, read_turns, tools_text
+from tunewright.data.values import BadRow, as_list, is_empty, is_missing, required, text, truth
 
-__all__ = ["BadRow", "for_stage", "read_example"]
+__all__ = ["BadRow", "for_stage", "read_example", "unread_keys"]
 
 _HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
@@ -51,6 +52,20 @@ def read_example(row: dict[str, Any], layout: Layout, system: str | None, place:
     if not any(turn.train for turn in turns):
         raise BadRow("no answer of the dialog carries loss")
     return Dialog((*prompt, turns[-1]), place, tools)
+
+
+def unread_keys(row: dict[str, Any], layout: Layout) -> Iterator[str]:
+    """Keys of turns that `read_example` passes over although something stands there, as `column[].key`."""
+    for role in ("messages", "chosen", "rejected", "response"):
+        if role not in layout.columns:
+            continue
+        value = as_list(row.get(layout.columns[role])) if role == "messages" else _reply(row, role, layout)
+        turns = value if isinstance(value, list) else [value]
+        for turn in (turn for turn in turns if isinstance(turn, dict)):
+            read = keys_read(turn, layout.tags)
+            yield from (
+                f"{layout.columns[role]}[].{key}" for key in turn if key not in read and not is_empty(turn[key])
+            )
 
 
 def for_stage(example: Example, stage: str) -> Example:
@@ -162,7 +177,7 @@ def _answered(row: dict[str, Any], layout: Layout, asked: Turns) -> Turns:
     if layout.kind == "dialog" and "messages" in layout.columns:
         # a prompt with a completion of its own: what the prompt already says is not learnt
         asked = asked[0], [replace(turn, weight=0.0) if turn.train else turn for turn in asked[1]]
-    return _completed(asked, row.get(layout.columns["response"]), layout)
+    return _completed(asked, _reply(row, "response", layout), layout)
 
 
 def _ranked(row: dict[str, Any], layout: Layout, asked: Turns) -> tuple[Turns, Turns]:
@@ -174,13 +189,22 @@ def _ranked(row: dict[str, Any], layout: Layout, asked: Turns) -> tuple[Turns, T
             raise BadRow("the answer is not a list of a better and a worse one")
         return _completed(asked, both[0], layout), _completed(asked, both[1], layout)
     if "chosen" in columns or "response" in columns:
-        chosen = _completed(asked, row.get(columns.get("chosen", columns.get("response", ""))), layout)
+        chosen = _completed(asked, _reply(row, "chosen" if "chosen" in columns else "response", layout), layout)
     else:
         chosen = asked
         if chosen[1][-1].role != "assistant":
             raise BadRow("the dialog does not end with an answer")
         asked = asked[0], asked[1][:-1]
-    return chosen, _completed(asked, row.get(columns["rejected"]), layout)
+    return chosen, _completed(asked, _reply(row, "rejected", layout), layout)
+
+
+def _reply(row: dict[str, Any], role: str, layout: Layout) -> Any:
+    """The cell of an answer. What is text stays text, unless the layout says that turns are written so."""
+    value = row.get(layout.columns[role])
+    turns = as_list(value) if role in layout.written else None
+    if isinstance(turns, list) and turns and all(isinstance(m, dict) and layout.tags.role in m for m in turns):
+        return turns
+    return value
 
 
 def _completed(asked: Turns, value: Any, layout: Layout) -> Turns:
@@ -188,7 +212,7 @@ def _completed(asked: Turns, value: Any, layout: Layout) -> Turns:
     system, turns = asked
     if layout.format == "hh":
         return _transcript(required(value, "answer"))
-    messages = [value] if isinstance(value, dict) else as_list(value)
+    messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not all(isinstance(m, dict) and layout.tags.role in m for m in messages):
         return system, [*turns, answer(required(value, "answer"))]
     if not messages:

@@ -18,6 +18,7 @@ from tunewright.config.schema import SourceConfig
 from tunewright.data.examples import Place
 from tunewright.data.read import read_rows
 from tunewright.data.suggest import nearest
+from tunewright.data.values import BadRow, text
 from tunewright.data.write import write_lines
 from tunewright.errors import RunError, UsageError
 from tunewright.models.cache import Notify, to_stderr
@@ -121,9 +122,9 @@ def _texts(side: int, table: Table, account: Account, notify: Notify) -> Iterato
         account.rows[side] += 1
         if account.rows[side] == LOOK_AT:
             _require_columns(table, seen)
-        key, text = _text(row.get(table.on), table.on, place).strip(), _text(row.get(table.text), table.text, place)
-        if key and text.strip():
-            yield key, text, place.file, place.line
+        key, words = _text(row.get(table.on), table.on, place).strip(), _text(row.get(table.text), table.text, place)
+        if key and words:
+            yield key, words, place.file, place.line
         else:
             account.empty[side] += 1
             account.first_empty[side] = account.first_empty[side] or place
@@ -138,17 +139,10 @@ def _require_columns(table: Table, seen: dict[str, None]) -> None:
 
 
 def _text(value: Any, column: str, place: Place) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if not isinstance(value, (str, int, float)):
-        raise UsageError(f"{place}: {column} is not text")
     try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{place}: {column} holds half of a character (a lone surrogate)") from None
-    return str(value)
+        return text(value, column)
+    except BadRow as bad:
+        raise UsageError(f"{place}: {bad}") from None
 
 
 def _count_single(database: sqlite3.Connection, side: int, account: Account) -> None:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 RUN = np.dtype([("length", "<i4"), ("weight", "<f4")])  # so many tokens in a row with this weight
 SEQUENCE = np.dtype([("tokens_end", "<i8"), ("runs_end", "<i8"), ("example", "<i8"), ("trained", "<i4")])
-EXAMPLE = np.dtype([("text_end", "<i8"), ("hash", "<u8"), ("line", "<i8"), ("file", "<i4"), ("source", "<i4")])
+EXAMPLE = np.dtype(
+    [("text_end", "<i8"), ("hash", "<u8"), ("line", "<i8"), ("row", "<i4"), ("file", "<i4"), ("source", "<i4")]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,27 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows of one file, which is known as `file`, and of one source, by its number."""
+    """Rows of one file, which is known as `file`, and of one source, by its number.
+
+    `account` is the number of the account that they count in; `of_line` says which one of its line the first row is.
+    """
 
     source: int
     layout: Layout
     file: str
     lines: list[int]
     rows: list[dict[str, Any]]
+    account: int = 0
+    of_line: int = 1
+
+    @property
+    def places(self) -> Iterator[Place]:
+        """Where each row stands."""
+        before, of_line = self.lines[0], self.of_line - 1
+        for line in self.lines:
+            of_line = of_line + 1 if line == before else 1
+            before = line
+            yield Place(self.file, line, of_line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,7 @@ class Pack:
     `bad` the rows that are no examples, by reason.
     """
 
-    source: int
+    account: int
     file: str
     rows: int
     ids: np.ndarray
@@ -98,7 +114,7 @@ class Packer:
         runs, runs_end = _runs(flat)
         contents = [to_json(example) for example in examples]
         return Pack(
-            source=chunk.source,
+            account=chunk.account,
             file=chunk.file,
             rows=len(chunk.rows),
             ids=flat.input_ids,
@@ -115,6 +131,7 @@ class Packer:
                 text_end=np.cumsum([len(content) + 1 for content in contents], dtype=np.int64),
                 hash=np.array([content_hash(content) for content in contents], np.uint64),
                 line=[example.place.line for example in examples],
+                row=[example.place.row for example in examples],
                 source=np.full(len(examples), chunk.source),
             ),
             text=b"".join(content + b"\n" for content in contents),
@@ -126,8 +143,7 @@ class Packer:
     def _read(self, chunk: Chunk) -> tuple[list[Example], dict[str, Dropped]]:
         examples: list[Example] = []
         bad: dict[str, Dropped] = {}
-        for line, row in zip(chunk.lines, chunk.rows, strict=True):
-            place = Place(chunk.file, line)
+        for place, row in zip(chunk.places, chunk.rows, strict=True):
             try:
                 example = read_example(row, chunk.layout, self._job.data.system, place)
                 examples.append(for_stage(example, self._job.stage))

@@ -58,8 +58,11 @@ def read_file(
 ) -> Iterator[tuple[Row, Place]]:
     """All rows of one file; none at all is no fault here."""
     try:
+        last = of_line = 0
         for row, line in _numbered_rows(file, source, key, notify):
-            yield row, Place(file.name, line)
+            of_line = of_line + 1 if line == last else 1
+            last = line
+            yield row, Place(file.name, line, of_line)
     except OSError as fault:
         raise UsageError(f"{file.name} can't be read: {fault.strerror or fault}") from None
 

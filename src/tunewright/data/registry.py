@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.config.schema import ColumnsConfig, DataConfig, SourceConfig, TagsConfig
+from tunewright.data.column_names import MEDIA
 from tunewright.data.suggest import nearest
 from tunewright.errors import UsageError
 
@@ -24,7 +25,6 @@ HUBS = {"hf_hub_url": "huggingface", "ms_hub_url": "modelscope"}
 COMMON = {"system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected", "kto_tag": "label"}
 ALPACA = {**COMMON, "prompt": "prompt", "query": "query", "response": "response", "history": "history"}
 TURNS = {**COMMON, "messages": "messages"}
-MEDIA = ("images", "videos", "audios")
 TAGS = tuple(TagsConfig.model_fields)
 KEYS = (
     *HUBS, "om_hub_url", "script_url", "cloud_file_name", "file_name", "file_sha1", "formatting", "ranking", "subset",
@@ -43,6 +43,8 @@ def expand_registry(data: DataConfig, base: Path) -> list[SourceConfig]:
             raise UsageError("data.use names sets of a registry: give its file, data.registry: path/dataset_info.json")
         return list(data.train)
     if data.registry == ONLINE:
+        if not data.use:
+            raise UsageError("data.use: name the data sets on a hub to train on, as org/name")
         return [*data.train, *(_hub_source(name, data, {}, _hub(data)) for name in data.use)]
     folder, entries = _read(data.registry, base)
     if not data.use:
@@ -53,7 +55,7 @@ def expand_registry(data: DataConfig, base: Path) -> list[SourceConfig]:
 def _read(registry: str, base: Path) -> tuple[str, dict[str, Any]]:
     """The folder that files of a registry are named from, and its entries."""
     if registry.startswith(REMOTE):
-        path, folder = _download(registry.removeprefix(REMOTE)), registry
+        path, folder = _download(registry.removeprefix(REMOTE), FILE), registry
     else:
         given = Path(os.path.expanduser(registry))
         shown = given / FILE if (base / given).is_dir() else given
@@ -75,18 +77,18 @@ def _read(registry: str, base: Path) -> tuple[str, dict[str, Any]]:
     return folder, entries
 
 
-def _download(repository: str) -> Path:
-    """The registry of a data set on Hugging Face."""
+def _download(repository: str, name: str) -> Path:
+    """A file of a data set on Hugging Face: its registry, or what that names."""
     from huggingface_hub import hf_hub_download
 
     # hub versions stand on different HTTP libraries and import this name from theirs
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        return Path(hf_hub_download(repository, FILE, repo_type="dataset"))
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"data.registry: no {FILE} was found in {repository} on Hugging Face: {reason}") from None
+        raise UsageError(f"data.registry: no {name} was found in {repository} on Hugging Face: {reason}") from None
 
 
 def _source(name: str, entries: Mapping[str, Any], folder: str, data: DataConfig, base: Path) -> SourceConfig:
@@ -108,9 +110,10 @@ def _source(name: str, entries: Mapping[str, Any], folder: str, data: DataConfig
     if not entry.get("file_name"):
         raise UsageError(f"{where} says nowhere where its rows are: give file_name")
     if folder.startswith(REMOTE):
-        return _hub_source(
-            folder.removeprefix(REMOTE), data, _reading(entry, where), "huggingface", {"folder": entry["file_name"]}
-        )
+        repository, file = folder.removeprefix(REMOTE), {"folder": entry["file_name"]}
+        if entry.get("file_sha1"):
+            _require_hash(_download(repository, entry["file_name"]), entry["file_sha1"], where)
+        return _hub_source(repository, data, _reading(entry, where), "huggingface", file)
     if entry.get("split") not in (None, "train"):
         raise UsageError(f"{where}: a file has no split {entry['split']!r}, remove that key")
     path = Path(folder) / str(entry["file_name"])

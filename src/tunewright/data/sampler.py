@@ -34,7 +34,7 @@ class Sampler:
     @classmethod
     def over(cls, encoded: EncodedSet, settings: TrainConfig) -> "Sampler":
         """The order in which a run with these settings trains on a set."""
-        counts = (epoch_size(encoded.parts), settings.batch_size, settings.epochs)
+        counts = (epoch_size(encoded.parts, settings.seed), settings.batch_size, settings.epochs)
         return cls(*counts, settings.seed, settings.max_steps, encoded.parts)
 
     @property

@@ -85,8 +85,7 @@ class Store:
 
     def place(self, example: int) -> Place:
         """Where the row of an example stands."""
-        row = self.examples[example]
-        return Place(self.account.files[row["file"]], int(row["line"]))
+        return _place(self.account, self.examples[example])
 
     def held_out(self, size: float | None, seed: int) -> np.ndarray:
         """Numbers of the examples to validate on, int64: those of a validation file, or of `size` (see `hold_out`)."""
@@ -95,7 +94,7 @@ class Store:
             return np.arange(training, len(self.examples))
         if len(self.examples) < REMEMBERED or not size:
             return hold_out(np.array(self.examples["hash"]), size, seed)
-        memo = self.folder.with_name(f"{self.folder.name}.held-out-{size:g}-{seed}.bin")
+        memo = self.folder.with_name(f"{self.folder.name}.held-out-{size!r}-{seed}.bin")
         try:
             return np.fromfile(memo, np.int64)
         except FileNotFoundError:
@@ -120,9 +119,18 @@ class Store:
     def _parts(self, train: np.ndarray, sources: Sequence[SourceConfig]) -> tuple[Part, ...]:
         if all(source.weight == 1 and source.num_samples is None for source in sources):
             return ()
-        owners = self.examples["source"][self.sequences["example"][train]]
-        sizes = np.bincount(owners, minlength=len(sources)).tolist()
-        return tuple(Part(size, source.weight, source.num_samples) for size, source in zip(sizes, sources, strict=True))
+        examples = self.sequences["example"][train]
+        several = len(np.unique(examples)) < len(examples)
+        ends = np.searchsorted(self.examples["source"][examples], np.arange(len(sources)), side="right").tolist()
+        return tuple(
+            Part(
+                end - begin,
+                source.weight,
+                source.num_samples,
+                examples[begin:end].astype(np.int32).tobytes() if several else b"",
+            )
+            for begin, end, source in zip([0, *ends], ends, sources, strict=False)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +283,7 @@ class _Writer:
         for file, part in zip(self._files, (pack.ids, pack.runs, pack.sequences, pack.examples), strict=False):
             file.write(part.tobytes())
         self._files[-1].write(pack.text)
-        source = account.sources[pack.source]
+        source = account.sources[pack.account]
         source.report.rows += pack.rows
         add_all(source.bad, pack.bad)
         account.notes.add(pack.notes)
@@ -292,13 +300,17 @@ def _compare(account: Account, examples: np.ndarray) -> None:
     again = repeated(hashes[:training])
     account.duplicates = account.repeats.count = len(again)
     for row in examples[again[:SHOWN_PLACES]]:
-        account.repeats.first.append(Place(account.files[row["file"]], int(row["line"])))
+        account.repeats.first.append(_place(account, row))
     account.overlap = int(np.isin(hashes[training:], hashes[:training]).sum())
+
+
+def _place(account: Account, example: np.ndarray) -> Place:
+    return Place(account.files[example["file"]], int(example["line"]), int(example["row"]))
 
 
 def _training_sources(account: Account) -> int:
     """How many sources are trained on; that of a validation file comes after them."""
-    return sum(not source.held_out for source in account.sources)
+    return len({source.number for source in account.sources if not source.held_out})
 
 
 def _span(ends: np.ndarray, index: int) -> slice:

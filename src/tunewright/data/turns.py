@@ -76,6 +76,19 @@ def read_turns(value: Any, tags: Tags) -> tuple[str, list[Message]]:
     return _question_answer(value, tags.pair) if tags.pair else _spoken(value, tags)
 
 
+def keys_read(turn: dict[str, Any], tags: Tags) -> set[str]:
+    """The keys of a turn that `read_turns` reads."""
+    if tags.pair:
+        return {"system", *tags.pair, "output_with_loss"}
+    keys = {tags.role, tags.content, *LOSS}
+    match _speaker(turn.get(tags.role), tags):
+        case "assistant":
+            keys |= {*REASONING, "tool_calls", "function_call"}
+        case "tool":
+            keys |= {"name", "tool_call_id"}
+    return keys
+
+
 def answer(content: str, weight: float = 1.0, calls: tuple[ToolCall, ...] = (), reasoning: str = "") -> Message:
     """An assistant's message; a leading `<think>…</think>` becomes its reasoning, so that the template places it."""
     thought = None if reasoning else _THOUGHT.match(content)

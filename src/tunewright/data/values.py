@@ -40,6 +40,11 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def is_empty(value: Any) -> bool:
+    """Nothing stands there: missing, or a list or an object without anything in it."""
+    return is_missing(value) or value in ([], {})
+
+
 def truth(value: Any, what: str) -> bool:
     """True or false, also written as 1 or 0, or as words in a table. Raises BadRow for anything else."""
     if isinstance(value, (bool, int, float)) and value in (0, 1):

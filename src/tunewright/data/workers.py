@@ -3,6 +3,8 @@
 A worker is a plain `python -m tunewright.data.workers` that reads chunks from its standard input and writes packs to
 its standard output. So nothing is forked while threads run, and no script of the user is imported a second time, which
 the ways of `multiprocessing` come with. A worker ends when its input does, also where this process is killed.
+
+A file of the user's folder that is called like a module of Python is never run: `-P` keeps that folder out of the way.
 """
 
 import os
@@ -79,12 +81,12 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         environment = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tunewright.data.workers"],
+            [sys.executable, "-P", "-m", "tunewright.data.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._job: Job | None = job
+        self._job, self._begun = job, False
 
     def __enter__(self) -> "_Worker":
         return self
@@ -104,12 +106,17 @@ class _Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            if self._job is not None:
+            sent = pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)
+        except RecursionError:  # of a row nested deeper than can be sent, which is so rare that time does not matter
+            return Packer(self._job).pack(chunk)
+        try:
+            if not self._begun:
                 _send(self._process.stdin, self._job)
-                self._job = None
-            _send(self._process.stdin, chunk)
+                self._begun = True
+            self._process.stdin.write(sent)
+            self._process.stdin.flush()
             result = pickle.load(self._process.stdout)
-        except (BrokenPipeError, EOFError) as error:
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:  # it died before or amid its answer
             code = self._process.wait()
             killed = "; it was killed, most likely for want of memory" if code == -signal.SIGKILL else ""
             raise RunError(f"a process that prepares data ended with code {code}{killed}") from error
@@ -138,7 +145,7 @@ def _serve() -> None:
             except UsageError as error:
                 result = error
             _send(packs, result)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         return
 
 

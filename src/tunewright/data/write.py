@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,4 +30,5 @@ def write_lines(target: Path, replace: bool) -> Iterator[Callable[[dict[str, Any
     except OSError as fault:
         raise RunError(f"cannot write {target}: {fault.strerror or fault}") from fault
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            aside.unlink()
