@@ -249,6 +249,24 @@ def test_without_a_report_the_curve_is_still_drawn(
     assert status(tmp_path / "run")["state"] == "done"
 
 
+def test_validation_rows_that_are_trained_on_are_told(
+    model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunewright.cli.progress import Progress
+    from tunewright.cli.train import show_ready
+    from tunewright.engine.start import make_ready
+
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(questions.read_text(encoding="utf-8").splitlines(keepends=True)[:7]), encoding="utf-8")
+    data = {"train": str(questions), "validation": {"path": str(few)}, "max_length": 200}
+    config = load_config(None, [], {"model": str(model), "data": data, "output": str(tmp_path / "run")})
+    with Progress() as progress:
+        show_ready(make_ready(config, tmp_path), progress)
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "trained on too" in line)
+    assert told.startswith("  ! 7 validation rows are trained on too (few.jsonl:1, :2, :3, :4, :5, …), so validation")
+    assert told.endswith("will look better than the model is: hold out a file of other rows")
+
+
 # Interrupted and resumed
 
 LONG = ("train.max_steps=60", "train.epochs=10", "train.save_steps=8", "lora.dropout=0.2", "train.evaluate_steps=1000")

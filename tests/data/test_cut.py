@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.dialogs import TEMPLATES as TABLE
+from tests.data.dialogs import TOKENIZER, attempt, plain, stretches
+from tests.data.dialogs import dialogs as tool_dialogs
 from tests.tokenizers import STYLES, THINKING, tiny_tokenizer
 from tunewright.data.cut import fit_many, longest
 from tunewright.data.examples import Dialog, Message, Place, ToolCall
@@ -71,6 +74,43 @@ def test_what_is_kept_is_the_longest_part_that_fits(name: str, too_long: str, di
     for sequence in result.sequences:  # no trained stretch without its stop
         ends = np.flatnonzero(np.diff(sequence.weights, append=0) < 0)
         assert np.isin(sequence.input_ids[ends], template.stop_ids).all()
+
+
+@pytest.mark.parametrize("too_long", ["keep_oldest", "keep_newest"])
+@pytest.mark.parametrize("name", table())
+@given(both=st.tuples(tool_dialogs(5), tool_dialogs(2)), share=st.floats(0, 1.1))
+@settings(max_examples=12, deadline=None)
+def test_every_template_keeps_the_rendering_of_what_is_kept(
+    name: str, too_long: str, both: tuple[Dialog, Dialog], share: float
+) -> None:
+    """Ids are those of the text, loss is on the answers and their stops, and the dialog beside it changes nothing."""
+    template = TABLE[name]
+    dialog = both[0]
+    max_length = max(2, int(share * longest(attempt(template, dialog))))
+    result = fit(template, dialog, max_length, too_long)
+    together = list(fit_many(template, both, max_length, too_long))  # type: ignore[arg-type]  # a literal
+    assert [plain(item) for item in together if isinstance(item, EncodedDialog)] == [
+        plain(fit(template, one, max_length, too_long)) for one in both
+    ]
+    if longest(result) > max_length:
+        assert not any(longest(attempt(template, part)) <= max_length for part in parts(dialog, too_long))
+        return
+    kept = dialog
+    if result.cut:
+        kept = next(part for part in parts(dialog, too_long) if longest(attempt(template, part)) <= max_length)
+        assert result.cut == len(dialog.messages) - len(kept.messages)
+    if kept.messages[-1].train:
+        whole = template.render(kept.messages, tools=kept.tools)
+        ids = TOKENIZER(whole, add_special_tokens=False)["input_ids"]
+        assert result.sequences[-1].input_ids.tolist() == ids
+    trained = [i for i, message in enumerate(kept.messages) if message.train]
+    written = [TOKENIZER.decode(ids[first:]) for ids, first, _ in stretches(result.sequences)]
+    assert len(written) == len(trained)
+    assert all(ids[-1] in template.stop_ids for ids, *_ in stretches(result.sequences))
+    for i in trained:
+        prompt = template.render(kept.messages[:i], add_generation_prompt=True, tools=kept.tools)
+        answer = template.render(kept.messages[: i + 1], tools=kept.tools).removeprefix(prompt)
+        assert any(text in answer and kept.messages[i].content.strip() in text for text in written)
 
 
 def test_dropping_leaves_the_length_to_be_told() -> None:

@@ -144,6 +144,42 @@ def test_long_dialogs_are_cut_between_turns_and_told(tmp_path: Path) -> None:
     assert [(item.reason, item.count) for item in dropped] == [("longer than data.max_length = 100", 1)]
 
 
+def test_the_length_advised_is_that_of_the_whole_dialogs(tmp_path: Path) -> None:
+    history = [[f"What is {i}?", f"It is {i}."] for i in range(9)]
+    cut = [{"instruction": f"And {i}?", "output": "Nine.", "history": history} for i in range(30)]
+    rows = [*cut, *({"instruction": str(i), "output": "灯" * 50, "history": []} for i in range(10))]
+    with pytest.raises(UsageError, match=r"10 of 40 rows .*\n.*\nRaise data\.max_length to \d+, which 99 %") as error:
+        prepare(config(tmp_path, rows, max_length=100, validation=None), CHATML, [], tmp_path)
+    named = int(str(error.value).split("Raise data.max_length to ")[1].split(",")[0])
+    fitting = prepare(config(tmp_path, rows, max_length=named, validation=None), CHATML, [], tmp_path)
+    assert (fitting.dropped, fitting.cut.count) == ([], 0)
+    assert fitting.train.lengths.max() == named
+
+
+def test_no_length_is_advised_where_nothing_is_too_long_to_be_cut(tmp_path: Path) -> None:
+    history = [[f"What is {i}?", f"It is {i}."] for i in range(9)]
+    cut = [{"instruction": f"And {i}?", "output": "Nine.", "history": history} for i in range(30)]
+    assert prepare(config(tmp_path, cut, max_length=100), CHATML, [], tmp_path).cut.count == 30
+    (tmp_path / "picky.jinja").write_text(
+        "{% if '7' in messages[0].content %}{{ raise_exception('no sevens') }}{% endif %}" + STYLES["chatml"][0],
+        encoding="utf-8",
+    )
+    refused = [{"instruction": "7", "output": "Seven.", "history": []}] * 10
+    run = config(tmp_path, [*cut, *refused], template="picky.jinja", max_length=100)
+    with pytest.raises(UsageError, match=r"10 of 40 rows .*\n.*no sevens.*\nMend them, or leave them out"):
+        prepare(run, CHATML, [], tmp_path)
+
+
+def test_equal_rows_are_counted_among_those_kept(tmp_path: Path) -> None:
+    long = {"instruction": "Go on", "output": "灯" * 200}
+    prepared = prepare(config(tmp_path, [*ROWS, ROWS[3], long, long], max_length=100), CHATML, [], tmp_path)
+    assert prepared.loaded.duplicates == 1
+    (tmp_path / "held.json").write_text(json.dumps([ROWS[3], ROWS[4], ROWS[4], long]), encoding="utf-8")
+    run = config(tmp_path, ROWS, max_length=100, validation="held.json", drop_bad_rows=True)
+    loaded = prepare(run, CHATML, [], tmp_path).loaded
+    assert (loaded.duplicates, loaded.overlap.count) == (1, 3)
+
+
 def test_nothing_trains_on_answers_that_do_not_stop(tmp_path: Path) -> None:
     (tmp_path / "endless.jinja").write_text(ENDLESS, encoding="utf-8")
     run = config(tmp_path, template="endless.jinja")

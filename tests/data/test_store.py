@@ -162,7 +162,6 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         "longer than data.max_length = 200": (1, [32]),
     }
     assert (len(whole.train), len(whole.validation)) == (26, 4)
-    assert whole.loaded.duplicates == whole.loaded.repeats.count
     lines = sorted(place.line for side in (whole.train, whole.validation) for place in side.places)
     assert lines == [line for line in range(1, 32) if line != 16]
     for side, examples in ((whole.train, whole.train_examples), (whole.validation, whole.validation_examples)):

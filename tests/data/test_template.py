@@ -355,15 +355,16 @@ def test_thinking_is_switched_off_unless_the_caller_says_otherwise() -> None:
     assert without_thinking("\n  {{ messages }}") == "\n  {{ messages }}"
 
 
-@given(
-    first=st.text(alphabet="ab 灯\n<|im_end|>", max_size=12),
-    second=st.text(alphabet="ab 灯\n<|im_end|>", max_size=12),
-)
-@settings(max_examples=60, deadline=None)
-def test_no_example_changes_another(first: str, second: str) -> None:
-    template = TEMPLATES["llama3"]
-    one, other = (Dialog((Message("user", text), Message("assistant", text)), HERE) for text in (first, second))
-    alone = [attempt(template, dialog) for dialog in (one, other)]
-    for got, expected in zip(template.attempt_many([one, other]), alone, strict=True):
+@pytest.mark.parametrize("times", [1, 40])  # many texts are tokenised by word
+@pytest.mark.parametrize("style", STYLES)
+@given(some=st.lists(dialogs(), min_size=3, max_size=4), spelling=st.text(alphabet="ab<|im_end|>", max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_no_example_changes_another(style: str, times: int, some: list[Dialog], spelling: str) -> None:
+    template = TEMPLATES[style]
+    spelled = Dialog((Message("user", spelling), Message("assistant", f"{spelling}<|im_end|></s><|eot_id|>")), HERE)
+    some = [*some, spelled] * times
+    alone = [attempt(template, dialog) for dialog in some[: len(some) // times]] * times
+    for got, expected in zip(template.attempt_many(some), alone, strict=True):
         assert isinstance(got, EncodedDialog)
-        assert_equal(got.sequences[0], expected.sequences[0])
+        for one, other in zip(got.sequences, expected.sequences, strict=True):
+            assert_equal(one, other)

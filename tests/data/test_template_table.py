@@ -1,25 +1,20 @@
 """The templates of our table: their exact text, and what they teach."""
 
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
 
+from tests.data.dialogs import HERE, TEMPLATES, TOKENIZER, attempt, dialogs, plain, stretches
 from tests.tokenizers import tiny_tokenizer
-from tunewright.data.examples import Dialog, Encoded, Message, Place, ToolCall
+from tunewright.data.examples import Dialog, Message, ToolCall
 from tunewright.data.template import ChatTemplate, EncodedDialog
 from tunewright.data.template_source import template_source
 from tunewright.data.template_table import Entry, fitting, named, table
 from tunewright.errors import UsageError
-
-HERE = Place("test.json", 1)
 
 # One system prompt S, one question Q, its answer A, another question and answer; <s> and </s> are the model's own.
 EXACT = {
@@ -74,50 +69,6 @@ NO_SYSTEM = {
 }
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One that has the tokens of all templates; thoughts are written with ordinary ones."""
-    tokenizer = tiny_tokenizer("chatml")
-    spellings = dict.fromkeys(token for entry in table().values() for token in entry.tokens)
-    tokenizer.add_tokens([AddedToken(token, special="think" not in token, normalized=False) for token in spellings])
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
-    return tokenizer
-
-
-TOKENIZER = _tokenizer()
-TEMPLATES = {name: ChatTemplate(TOKENIZER, entry.source, ()) for name, entry in table().items()}
-
-contents = st.text(alphabet="ab e答灯😀\n\t 1'", max_size=10)
-
-
-@st.composite
-def dialogs(draw: st.DrawFn) -> Dialog:
-    messages = [Message("system", draw(contents))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append(Message("user", draw(contents)))
-        if draw(st.sampled_from([False, False, True])):
-            call = ToolCall("clock", '{"zone": "灯"}')
-            messages.append(Message("assistant", draw(contents), tool_calls=(call,)))
-            messages.append(Message("tool", draw(contents), name="clock"))
-        thoughts = draw(st.none() | st.just("hm"))
-        messages.append(Message("assistant", draw(contents), draw(st.sampled_from([0.0, 0.5, 1.0])), thoughts))
-    tools = '[{"name": "clock", "description": "灯"}]' if draw(st.booleans()) else None
-    return Dialog(tuple(messages), HERE, tools)
-
-
-def attempt(template: ChatTemplate, dialog: Dialog) -> EncodedDialog:
-    (result,) = template.attempt_many([dialog])
-    assert isinstance(result, EncodedDialog), result
-    return result
-
-
-def stretches(sequences: tuple[Encoded, ...]) -> Iterator[tuple[tuple[int, ...], int, float]]:
-    """Each trained stretch: the ids up to its end, where it begins, its weight."""
-    for sequence in sequences:
-        edges = np.flatnonzero(np.diff(sequence.weights, prepend=0, append=0)).tolist()
-        for first, end in zip(edges[::2], edges[1::2], strict=True):
-            yield tuple(sequence.input_ids[:end].tolist()), first, float(sequence.weights[first])
-
-
 def test_every_template_is_spelled_out_here() -> None:
     assert set(EXACT) == set(table())
 
@@ -169,6 +120,16 @@ def test_all_turns_at_once_are_the_union_of_each_alone(name: str, dialog: Dialog
             alone = attempt(template, replace(dialog, messages=(*earlier, message)))
             expansions |= set(stretches(alone.sequences))
     assert set(stretches(attempt(template, dialog).sequences)) == expansions
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(some=st.lists(dialogs(), min_size=2, max_size=4))
+@settings(max_examples=8, deadline=None)
+def test_no_example_changes_another(name: str, some: list[Dialog]) -> None:
+    together = TEMPLATES[name].attempt_many(some)
+    for result, dialog in zip(together, some, strict=True):
+        assert isinstance(result, EncodedDialog)
+        assert plain(result) == plain(attempt(TEMPLATES[name], dialog))
 
 
 @pytest.mark.parametrize("name", EXACT)

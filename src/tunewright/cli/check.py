@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from tunewright.data.account import SourceReport
     from tunewright.data.check import Facts, Fate, Kind, Piece, Shown
-    from tunewright.data.examples import Place
     from tunewright.data.explain import Explained
     from tunewright.data.findings.found import Found, Level
     from tunewright.engine.plan import Plan
@@ -86,11 +85,13 @@ def check(
     facts = gather_facts(run.method.stage, prepared, tokenizer, stated, known)
     if as_json:
         plan = plan_training(run, model.path, prepared)
-        print_json({**facts.to_dict(), "plan": plan.to_dict()})
+        asked = {"explained": [explained.to_dict() for explained in rows]} if rows else {}
+        print_json({**facts.to_dict(), "plan": plan.to_dict(), **asked})
     else:
         _print_facts(facts)
         plan = plan_training(run, model.path, prepared)  # after the facts: it takes longer, or may not fit
         _print_plan(plan)
+        _print_rows(rows)
     if html is not None:
         write_page(html, facts, ", ".join(source.path for source in facts.sources), model.name, plan.lines(), rows)
         if not as_json:
@@ -160,6 +161,7 @@ def _account(fates: "Sequence[Fate]", rows: int) -> "Text":
     """What became of every row: count, share, first places."""
     from rich.text import Text
 
+    from tunewright.data.account import places
     from tunewright.data.findings.found import percent
 
     counts = [f"{fate.count:,}" for fate in fates]
@@ -170,7 +172,7 @@ def _account(fates: "Sequence[Fate]", rows: int) -> "Text":
     for fate, count, share, name in zip(fates, counts, shares, names, strict=True):
         padding = " " * (widths[2] - cells(name))
         line = Text(f"{count:>{widths[0]}}  {share:>{widths[1]}}  {name}{padding}  ")
-        lines.append(line.append(_places(fate.first, fate.count), "dim"))
+        lines.append(line.append(places(fate), "dim"))
     return Text("\n").join(lines)
 
 
@@ -178,20 +180,13 @@ def _found(found: "Found") -> "Text":
     """One finding: the sentence, where first, what to do."""
     from rich.text import Text
 
+    from tunewright.data.account import places
+
     mark, style = MARKS[found.level]
     text = Text.assemble((f"{mark} ", style), (found.message, style))
     if found.first:
-        text.append(f"\n  {_places(found.first, found.count)}", "dim")
+        text.append(f"\n  {places(found)}", "dim")
     return text.append(f"\n  {found.advice}") if found.advice else text
-
-
-def _places(first: "Sequence[Place]", count: int) -> str:
-    """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
-    parts, file = [], None
-    for place in first:
-        parts.append(f":{place.at}" if place.file == file else str(place))
-        file = place.file
-    return ", ".join(parts) + (", …" if count > len(first) else "")
 
 
 def _print_rows(rows: "Sequence[Explained]") -> None:
@@ -200,7 +195,7 @@ def _print_rows(rows: "Sequence[Explained]") -> None:
     console = _console()
     for row in rows:
         source = "\n".join(f"{name}: {value}" for name, value in row.row.items())
-        fate = Text("✓ kept", "green") if row.reason is None else Text(f"✗ left out: {row.reason}", "red")
+        fate = Text(f"✓ {row.fate}", "green") if row.reason is None else Text(f"✗ {row.fate}", "red")
         sections = [(f"row {row.number:,}", Text(str(row.place))), ("source", Text(source)), ("becomes", fate)]
         sections += [("tokens", _example(shown, console.is_terminal)) for shown in row.shown]
         _print_sections(console, sections)
@@ -215,15 +210,8 @@ def _source(source: "SourceReport") -> str:
 
 def _counts(facts: "Facts") -> str:
     unit = "windows for " if facts.stage == "pt" else "for "
-    parts = [
-        f"{facts.examples:,} of {facts.rows:,} rows",
-        f"{facts.train:,} {unit}training, {facts.validation:,} {unit}validation",
-    ]
-    if facts.cut_documents:
-        parts.append(f"{facts.cut_documents:,} long documents are cut into windows")
-    if facts.duplicates:
-        parts.append(f"{facts.duplicates:,} equal an earlier one")
-    return "; ".join(parts)
+    sides = f"{facts.train:,} {unit}training, {facts.validation:,} {unit}validation"
+    return f"{facts.examples:,} of {facts.rows:,} rows; {sides}"
 
 
 def _tokens(facts: "Facts") -> str:

@@ -56,6 +56,9 @@ def train(
 
 def show_ready(ready: "Ready", progress: "Progress") -> None:
     """What was found in the data and what is planned."""
+    from tunewright.data.account import places
+    from tunewright.data.findings.found import are, count_of
+
     for source in ready.prepared.loaded.sources:
         columns = ", ".join(f"{part} = {column}" for part, column in source.columns.items())
         found = " (guessed)" if source.guessed else ""
@@ -63,8 +66,15 @@ def show_ready(ready: "Ready", progress: "Progress") -> None:
             f"data {source.path}: {source.rows:,} rows, {source.format}{f': {columns}' if columns else ''}{found}"
         )
     for dropped in ready.prepared.dropped:
-        places = ", ".join(map(str, dropped.first[:3]))
-        progress.say(f"  left out {dropped.count:,}: {dropped.reason} ({places}{' …' if dropped.count > 3 else ''})")
+        progress.say(f"  left out {dropped.count:,}: {dropped.reason} ({places(dropped)})")
+    cut, overlap = ready.prepared.cut, ready.prepared.loaded.overlap
+    if cut.count:
+        progress.say(f"  {cut.count:,} {cut.reason} ({places(cut)})")
+    if overlap.count:
+        progress.say(
+            f"  ! {count_of(overlap.count, 'validation row')} {are(overlap.count)} trained on too ({places(overlap)}), "
+            "so validation will look better than the model is: hold out a file of other rows"
+        )
     train, validation = ready.prepared.train, ready.prepared.validation
     progress.say(
         f"  {len(train):,} examples to train on with {train.supervised_tokens:,} trained tokens, {len(validation):,} "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tunewright.data.examples import Place
 from tunewright.errors import UsageError
@@ -55,9 +56,8 @@ class SourceReport:
 class Loaded:
     """How the files of a run were read.
 
-    `rows` counts what was read, left out or not; `dropped` are the rows that are no examples. `duplicates` counts rows
-    of the training files that equal an earlier one, `repeats` says where; `overlap` counts examples of a validation
-    file that are trained on too. `sha256` is that of the files' bytes, one after another.
+    `rows` counts what was read, left out or not; `dropped` are the rows that are no examples. `duplicates` and
+    `overlap` are as in `Account`. `sha256` is that of the files' bytes, one after another.
     """
 
     dropped: list[Dropped]
@@ -65,8 +65,7 @@ class Loaded:
     duplicates: int
     rows: int
     sha256: str
-    overlap: int = 0
-    repeats: Dropped = field(default_factory=lambda: Dropped("equal to an earlier row"))
+    overlap: Dropped = field(default_factory=lambda: Dropped("equal to a training row"))
 
 
 @dataclass(slots=True)
@@ -89,10 +88,11 @@ class Ends:
 class Notes:
     """What was noticed on the way from rows to sequences, of some rows or of all.
 
-    `unusable` are examples that gave no sequence, by reason. `lengths` counts those that could be written as tokens by
-    their number of tokens, kept or not; `shortest` is the first of the shortest, `refused` the first that could not.
-    `cut` and `spells_special` are kept examples that were shortened, or whose text spells a special token.
-    `straddling` counts tokens that begin before an answer and end in it.
+    `unusable` are examples that gave no sequence, by reason. `lengths` counts those that could be written as tokens,
+    kept or not, by their number of tokens before any cut; `shortest` is the first of the shortest, cut where that is
+    possible, `refused` the first that could not be written. `cut` and `spells_special` are kept examples that were
+    shortened, or whose text spells a special token. `straddling` counts tokens that begin before an answer and end
+    in it.
     """
 
     examples: int = 0
@@ -100,13 +100,13 @@ class Notes:
     lengths: dict[int, int] = field(default_factory=dict)
     shortest: tuple[int, Place] | None = None
     refused: tuple[Place, str] | None = None
-    cut: Dropped = field(default_factory=lambda: Dropped("cut to data.max_length"))
+    cut: Dropped = field(default_factory=lambda: Dropped("cut to fit data.max_length"))
     spells_special: Dropped = field(default_factory=lambda: Dropped("spells a special token"))
     straddling: int = 0
 
-    def measure(self, length: int, place: Place) -> None:
-        """An example of so many tokens."""
-        self.lengths[length] = self.lengths.get(length, 0) + 1
+    def measure(self, length: int, uncut: int, place: Place) -> None:
+        """An example of so many tokens, and so many before it was cut."""
+        self.lengths[uncut] = self.lengths.get(uncut, 0) + 1
         if self.shortest is None or length < self.shortest[0]:
             self.shortest = length, place
 
@@ -153,7 +153,8 @@ class Account:
     """Everything that happened to the rows of a store; kept beside it, so that a later start knows too.
 
     `files` are the names that places refer to, `digest` is the SHA-256 of all sequences.
-    `duplicates`, `repeats` and `overlap` are as in `Loaded`.
+    `duplicates` counts kept rows that equal an earlier one, of the training files or of the validation file, `overlap`
+    those of the validation file that are trained on too.
     """
 
     files: list[str] = field(default_factory=list)
@@ -161,8 +162,7 @@ class Account:
     notes: Notes = field(default_factory=Notes)
     ends: Ends = field(default_factory=Ends)
     duplicates: int = 0
-    repeats: Dropped = field(default_factory=lambda: Dropped("equal to an earlier row"))
-    overlap: int = 0
+    overlap: Dropped = field(default_factory=lambda: Dropped("equal to a training row"))
     digest: str = ""
 
     @property
@@ -184,7 +184,6 @@ class Account:
             rows=self.rows,
             sha256=sha256,
             overlap=self.overlap,
-            repeats=self.repeats,
         )
 
 
@@ -207,13 +206,28 @@ def merge(dropped: Iterable[Dropped]) -> list[Dropped]:
     return sorted(merged.values(), key=lambda item: -item.count)
 
 
-def places(dropped: Dropped) -> str:
+class Placed(Protocol):
+    """Rows of which the first few are told with their places."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def first(self) -> Sequence[Place]: ...
+
+
+def places(rows: Placed) -> str:
     """`rows.json:3, :7, :12, …`: the file is named once where it stays the same."""
     parts, file = [], None
-    for place in dropped.first:
+    for place in rows.first:
         parts.append(f":{place.at}" if place.file == file else str(place))
         file = place.file
-    return ", ".join(parts) + (", …" if dropped.count > len(dropped.first) else "")
+    return ", ".join(parts) + (", …" if rows.count > len(rows.first) else "")
+
+
+def too_long(max_length: int) -> str:
+    """Why an example is left out that no cut makes fit."""
+    return f"longer than data.max_length = {max_length}"
 
 
 def refuse_too_much(account: Account, max_length: int, drop_bad_rows: bool) -> None:
@@ -255,7 +269,7 @@ def _refuse_unfitting(notes: Notes, max_length: int) -> None:
         length, place = notes.shortest
         raise UsageError(
             f"data.max_length is {max_length}, but the shortest example, {place}, has {length} "
-            f"tokens; set data.max_length to {_fitting(notes)} to keep 99 % of the examples"
+            f"tokens; set data.max_length to {_fitting(notes)} to keep 99 % of the examples whole"
         )
 
 
@@ -266,7 +280,8 @@ def _refuse_many(account: Account, max_length: int, drop_bad_rows: bool) -> None
         return
     fitting = _fitting(account.notes)
     raised = f"raise data.max_length to {fitting}, which 99 % of the dialogs keep to"
-    mending = raised if fitting > max_length else "mend them"
+    # Those that are cut are too long as well, yet nothing is lost to them that mending other rows would not bring back.
+    mending = raised if fitting > max_length and too_long(max_length) in account.notes.unusable else "mend them"
     advice = f"{mending[0].upper()}{mending[1:]}, or leave them out with data.drop_bad_rows: true"
     summary = f"{count:,} of {account.rows:,} rows would be left out, more than a tenth"
     raise UsageError("\n".join([summary, *_reasons(dropped), advice]))

@@ -77,7 +77,7 @@ class Facts:
     validation: int
     dropped: list[Dropped]
     duplicates: int
-    cut_documents: int
+    cut: int
     tokens: int
     supervised_tokens: int
     lengths: Lengths
@@ -139,7 +139,7 @@ def gather_facts(
         validation=len(prepared.validation),
         dropped=prepared.dropped,
         duplicates=loaded.duplicates,
-        cut_documents=prepared.cut.count,
+        cut=prepared.cut.count,
         tokens=sum(int(side.lengths.sum()) for side in sides),
         supervised_tokens=sum(side.supervised_tokens for side in sides),
         lengths=_lengths(np.concatenate([side.lengths for side in sides])),
@@ -190,6 +190,8 @@ def _account(prepared: Prepared, looked: Looked) -> list[Fate]:
     if looked.held_out:
         fates.append(Fate("held out for validation", looked.held_out, looked.first_held_out))
     fates += [Fate(f"left out: {item.reason}", item.count, item.first) for item in prepared.dropped]
+    if prepared.cut.count:
+        fates.append(Fate(prepared.cut.reason, prepared.cut.count, prepared.cut.first, counted_above=True))
     duplicates = next(found for found in looked.found if found.name == "duplicates")
     if duplicates.count:
         fates.append(Fate("equal to an earlier one", duplicates.count, list(duplicates.first), counted_above=True))

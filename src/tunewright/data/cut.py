@@ -27,7 +27,8 @@ def fit_many(
         if isinstance(result, Refused) or too_long == "drop" or longest(result) <= max_length:
             yield result
         else:
-            yield _cut(template, dialog, max_length, too_long) or result
+            cut = _cut(template, dialog, max_length, too_long)
+            yield result if cut is None else replace(cut, uncut=longest(result))
 
 
 def longest(result: EncodedDialog) -> int:

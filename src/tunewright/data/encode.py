@@ -1,14 +1,14 @@
 """From files to what a run trains on: examples, through the chat template, to token ids with loss weights.
 
-`prepare` is the whole way, taken once for the same data and settings: what comes of it is kept (see store.py). For sft
-an example that does not fit `data.max_length` is left out, counted, and told with its place; for pt long documents are
-cut into windows instead. Nothing is handed over before the stop proof holds.
+`prepare` is the whole way, taken once for the same data and settings: what comes of it is kept (see store.py). What
+does not fit `data.max_length` is cut between turns (see cut.py) or, for pt, into windows; an answer that is too long
+alone is left out, counted, and told with its place. Nothing is handed over before the stop proof holds.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Where the rows are is told by the sources; the rest is decided when the store is open.
 OUTSIDE = {"registry", "use", "hub", "train", "validation", "template", "drop_bad_rows"}
+
+CUT = {"sft": "cut between turns to fit data.max_length", "pt": "cut into windows of data.max_length"}
 
 
 @dataclass
@@ -69,14 +71,11 @@ def prepare(
     Raises UsageError for unreadable data, an unusable template, a `max_length` nothing fits in, too many rows left
     out and, unless `require_stop` is False (`check` shows the proof itself), data that cannot teach the model to stop.
     """
-    data, stage = config.data, config.method.stage
-    source = template_source(tokenizer, data.template, base, config.model.name, data.reasoning)
-    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids, data.reasoning)
-    stops, end_id = _stop_ids(tokenizer, template, stop_ids)
+    data = config.data
+    job, template = make_job(config, tokenizer, stop_ids, base)
     sources = find_sources(data, base)
     sha256 = hash_files([file.path for one in sources for file in one.files])
-    job = Job(data, stage, tokenizer, source, stops, end_id)
-    store = open_store(_key(job, sources, sha256), read_sources(sources, stage), job)
+    store = open_store(_key(job, sources, sha256), read_sources(sources, job.stage), job)
     account = store.account
     refuse_too_much(account, data.max_length, data.drop_bad_rows)
     size = None if isinstance(data.validation, SourceConfig) else data.validation
@@ -92,15 +91,32 @@ def prepare(
         template=template,
         train_examples=train.examples,
         validation_examples=validation.examples,
-        stop_ids=stops,
+        stop_ids=job.stop_ids,
         stop_proof=_stop_proof(store),
         straddling=account.notes.straddling,
         spells_special=account.notes.spells_special,
-        cut=account.notes.cut,
+        cut=replace(account.notes.cut, reason=CUT[job.stage]),
     )
     if require_stop and not prepared.stop_proof.holds:
         raise UsageError(stop_failure(prepared, tokenizer))
     return prepared
+
+
+def make_job(
+    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], base: Path
+) -> tuple[Job, ChatTemplate | None]:
+    """How rows become tokens, and the template, None where raw text is learnt and the tokenizer has none.
+
+    Raises UsageError where the template is unusable, and where nothing could tell the end of a text.
+    """
+    data, stage = config.data, config.method.stage
+    source = template_source(tokenizer, data.template, base, config.model.name, data.reasoning)
+    template = None if stage == "pt" and source is None else ChatTemplate(tokenizer, source, stop_ids, data.reasoning)
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stops = template.stop_ids if template is not None else tuple(dict.fromkeys([*stop_ids, *eos]))
+    if not stops:
+        raise UsageError("this model names no end-of-text token (eos), so documents could not be told apart")
+    return Job(data, stage, tokenizer, source, stops, [*eos, *stops][0]), template
 
 
 def stop_failure(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -115,17 +131,6 @@ def stop_failure(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> st
         f"({stops}), so the model would learn to run on; first at {proof.first.place}, which ends in {tail!r}. "
         "Let the chat template write the stop token after each answer (data.template: path.jinja)"
     )
-
-
-def _stop_ids(
-    tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate | None, stop_ids: Sequence[int]
-) -> tuple[tuple[int, ...], int]:
-    """All ids that generation stops at, and the one that ends a raw text."""
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stops = template.stop_ids if template is not None else tuple(dict.fromkeys([*stop_ids, *eos]))
-    if not stops:
-        raise UsageError("this model names no end-of-text token (eos), so documents could not be told apart")
-    return stops, [*eos, *stops][0]
 
 
 def _stop_proof(store: Store) -> StopProof:

@@ -1,20 +1,18 @@
 """One row of the data files, from its text to its tokens: what became of it and why."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.config.schema import DataConfig, RunConfig
+from tunewright.data.account import too_long
 from tunewright.data.check import Shown, color_tokens
-from tunewright.data.columns import Layout
-from tunewright.data.cut import fit_many, longest
-from tunewright.data.examples import Dialog, Encoded, Example, Place, Text
-from tunewright.data.formats import BadRow, for_stage, read_example
+from tunewright.data.encode import make_job
+from tunewright.data.examples import Place
+from tunewright.data.findings.found import count_of
 from tunewright.data.load import find_sources, read_sources
-from tunewright.data.pack import Chunk, encode_texts
-from tunewright.data.template import ChatTemplate, Refused
-from tunewright.data.template_source import template_source
+from tunewright.data.pack import Chunk, Outcome, Packer
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """`number` counts rows from 1 over all files; `reason` says why the row is left out, None where it is kept;
-    `shown` are its sequences, also those that are too long."""
+    """`number` counts rows from 1 over all files; `row` is what stands there, fit for JSON; `fate` is a few words, and
+    `reason` those of them that say why it is left out, None where it is kept; `shown` are its sequences, also those
+    that are too long."""
 
     number: int
     place: Place
     row: dict[str, Any]
+    fate: str
     reason: str | None
     shown: list[Shown]
 
@@ -38,6 +38,7 @@ class Explained:
             "place": str(self.place),
             "source": self.row,
             "kept": self.reason is None,
+            "fate": self.fate,
             "reason": self.reason,
             "sequences": [
                 [{"text": piece.text, "kind": piece.kind, "ids": list(piece.ids)} for piece in shown.pieces]
@@ -59,80 +60,79 @@ def explain_rows(
     """
     if not wanted:
         return []
-    data = config.data
-    source = template_source(tokenizer, data.template, base, config.model.name, data.reasoning)
-    pretraining = config.method.stage == "pt"
-    template = None if pretraining and source is None else ChatTemplate(tokenizer, source, stated_eos, data.reasoning)
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stop_ids = tuple(dict.fromkeys([*stated_eos, *eos])) if template is None else template.stop_ids
-    return [_explain(config, tokenizer, template, stop_ids, base, which) for which in wanted]
+    job, _ = make_job(config, tokenizer, stated_eos, base)
+    packer = Packer(job)
+    explained = []
+    for which in wanted:
+        number, place, chunk = _find(config.data, job.stage, base, which)
+        outcome = packer.explain(chunk)
+        shown = [Shown(place, color_tokens(encoded, tokenizer, job.stop_ids)) for encoded in outcome.sequences]
+        reason = _reason(outcome, config.data.max_length)
+        fate = _kept(outcome, job.stage) if reason is None else f"left out: {reason}"
+        explained.append(Explained(number, place, _plain(chunk.rows[0]), fate, reason, shown))
+    return explained
 
 
-def _explain(
-    config: RunConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate | None,
-    stop_ids: tuple[int, ...],
-    base: Path,
-    which: str,
-) -> Explained:
-    number, row, layout, place = _find(config.data, config.method.stage, base, which)
-    try:
-        example = for_stage(read_example(row, layout, config.data.system, place), config.method.stage)
-    except BadRow as bad:
-        return Explained(number, place, row, str(bad), [])
-    reason, sequences = _encode(example, config, tokenizer, template, stop_ids)
-    shown = [Shown(place, color_tokens(encoded, tokenizer, stop_ids)) for encoded in sequences]
-    return Explained(number, place, row, reason, shown)
+def _reason(outcome: Outcome, max_length: int) -> str | None:
+    """Why a row is left out; of one that is too long also how long it is."""
+    if outcome.reason != too_long(max_length):
+        return outcome.reason
+    return f"{outcome.reason}: it has {max(map(len, outcome.sequences)):,} tokens"
 
 
-def _encode(
-    example: Example,
-    config: RunConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: ChatTemplate | None,
-    stop_ids: tuple[int, ...],
-) -> tuple[str | None, list[Encoded]]:
-    limit = config.data.max_length
-    if isinstance(example, Text):
-        eos = stop_ids[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        (windows,) = encode_texts([example.text], tokenizer, eos, limit)
-        return None, windows
-    assert isinstance(example, Dialog)
-    assert template is not None
-    (result,) = fit_many(template, [example], limit, config.data.too_long)
-    if isinstance(result, Refused):
-        return result.reason, []
-    length = longest(result)
-    reason = f"longer than data.max_length = {limit}: it has {length:,} tokens" if length > limit else None
-    return reason, list(result.sequences)
+def _kept(outcome: Outcome, stage: str) -> str:
+    if outcome.cut:
+        return f"kept without {count_of(outcome.cut, 'message')}, so that the rest fits data.max_length"
+    windows = len(outcome.sequences)
+    return f"kept, cut into {windows} windows of data.max_length" if stage == "pt" and windows > 1 else "kept"
 
 
-def _find(data: DataConfig, stage: str, base: Path, which: str) -> tuple[int, dict[str, Any], Layout, Place]:
+def _plain(value: Any) -> Any:
+    """A value of a file as JSON can hold it, and a terminal show it: a Parquet column may be binary, a text of a JSON
+    file half of a character."""
+    match value:
+        case None | bool() | float():
+            return value
+        case int() if -(1 << 63) <= value < 1 << 63:
+            return value
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case bytes():
+            return f"({len(value):,} bytes)"
+        case dict():
+            return {_plain(str(name)): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return _plain(str(value))  # a date, a decimal number
+
+
+def _find(data: DataConfig, stage: str, base: Path, which: str) -> tuple[int, Place, Chunk]:
+    """The number of a row, its place, and a chunk of it alone."""
     file, _, at = which.rpartition(":")
     line, _, row_of_line = at.partition("#")
     if not line.isdecimal() or int(line) == 0 or ("#" in at and not (file and row_of_line.isdecimal())):
         raise UsageError(f"--row {which}: give a row's number, or its place as check prints it: FILE:LINE")
     sought = int(line), int(row_of_line or 1)
     number = 0
-    last: tuple[int, dict[str, Any], Layout, Place] | None = None
-    for row, layout, place in _rows(data, stage, base):
+    last: tuple[int, Place, Chunk] | None = None
+    for place, chunk in _rows(data, stage, base):
         number += 1
         if not file:
             if number == sought[0]:
-                return number, row, layout, place
+                return number, place, chunk
             continue
         if not _is_named(place.file, file):
             continue
         if last is not None and (place.line, place.row) > sought:
             return last
-        last = number, row, layout, place
+        last = number, place, chunk
         if (place.line, place.row) == sought:
             return last
-    if last is not None and ".json" in Path(last[3].file).suffixes:
+    if last is not None and ".json" in Path(last[1].file).suffixes:
         return last  # the last row of a JSON file may take many lines
     if last is not None:
-        raise UsageError(f"--row {which}: the last row of {file} stands at line {last[3].line:,}")
+        raise UsageError(f"--row {which}: the last row of {file} stands at line {last[1].line:,}")
     if file:
         raise UsageError(f"--row {which}: none of the data files is called {file}")
     raise UsageError(f"--row {which}: the data has only {number:,} rows")
@@ -142,8 +142,9 @@ def _is_named(path: str, name: str) -> bool:
     return path == name or Path(path).name == name
 
 
-def _rows(data: DataConfig, stage: str, base: Path) -> Iterator[tuple[dict[str, Any], Layout, Place]]:
+def _rows(data: DataConfig, stage: str, base: Path) -> Iterator[tuple[Place, Chunk]]:
+    """Each row in a chunk of its own."""
     for item in read_sources(find_sources(data, base), stage):
         if isinstance(item, Chunk):
-            for row, place in zip(item.rows, item.places, strict=True):
-                yield row, item.layout, place
+            for place, row in zip(item.places, item.rows, strict=True):
+                yield place, replace(item, lines=[place.line], rows=[row], of_line=place.row)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.config.schema import DataConfig
-from tunewright.data.account import Dropped, Ends, Notes, count
+from tunewright.data.account import Dropped, Ends, Notes, count, too_long
 from tunewright.data.columns import Layout
 from tunewright.data.content import to_json
 from tunewright.data.cut import fit_many, longest
@@ -90,6 +90,16 @@ class Pack:
     ends: Ends
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of one row: `reason` says why it is left out, None where it is kept; `sequences` may be too long;
+    `cut` counts the messages left out so that it fits."""
+
+    reason: str | None
+    sequences: Sequence[Encoded] = ()
+    cut: int = 0
+
+
 class Packer:
     """Turns chunks into packs. Raises UsageError where the template can't be used at all."""
 
@@ -140,6 +150,19 @@ class Packer:
             ends=Ends(proof.stretches, proof.failing, first),
         )
 
+    def explain(self, chunk: Chunk) -> Outcome:
+        """What becomes of the one row of a chunk."""
+        examples, bad = self._read(chunk)
+        if bad:
+            return Outcome(next(iter(bad)))
+        if self._template is None:
+            (windows,) = self._encode_texts(examples, Notes())
+            return Outcome(None, windows)
+        (result,) = self._attempt(examples)
+        if isinstance(result, Refused):
+            return Outcome(result.reason)
+        return Outcome(self._fault(result), result.sequences, result.cut)
+
     def _read(self, chunk: Chunk) -> tuple[list[Example], dict[str, Dropped]]:
         examples: list[Example] = []
         bad: dict[str, Dropped] = {}
@@ -165,29 +188,38 @@ class Packer:
                 notes.spells_special.add(text.place)
         return kept
 
-    def _encode_dialogs(self, examples: Sequence[Example], notes: Notes) -> list[Sequence[Encoded]]:
-        """The sequences of each dialog: none of one that can't be trained on."""
+    def _attempt(self, examples: Sequence[Example]) -> Iterator[EncodedDialog | Refused]:
         assert self._template is not None
         dialogs = [example for example in examples if isinstance(example, Dialog)]
-        results = fit_many(self._template, dialogs, self._job.data.max_length, self._job.data.too_long)
-        return [self._keep(dialog, result, notes) for dialog, result in zip(dialogs, results, strict=True)]
+        return fit_many(self._template, dialogs, self._job.data.max_length, self._job.data.too_long)
 
-    def _keep(self, dialog: Dialog, result: EncodedDialog | Refused, notes: Notes) -> Sequence[Encoded]:
+    def _encode_dialogs(self, examples: Sequence[Example], notes: Notes) -> list[Sequence[Encoded]]:
+        """The sequences of each dialog: none of one that can't be trained on."""
+        results = self._attempt(examples)
+        return [self._keep(example.place, result, notes) for example, result in zip(examples, results, strict=True)]
+
+    def _keep(self, place: Place, result: EncodedDialog | Refused, notes: Notes) -> Sequence[Encoded]:
         if isinstance(result, Refused):
-            notes.refuse(result.reason, dialog.place)
+            notes.refuse(result.reason, place)
             return []
-        length, limit = longest(result), self._job.data.max_length
-        notes.measure(length, dialog.place)
-        if length > limit or not any(sequence.weights.any() for sequence in result.sequences):
-            reason = f"longer than data.max_length = {limit}" if length > limit else "no token of it is trained"
-            notes.leave_out(reason, dialog.place)
+        notes.measure(longest(result), result.uncut or longest(result), place)
+        fault = self._fault(result)
+        if fault is not None:
+            notes.leave_out(fault, place)
             return []
         notes.straddling += result.straddling
         if result.spells_special:
-            notes.spells_special.add(dialog.place)
+            notes.spells_special.add(place)
         if result.cut:
-            notes.cut.add(dialog.place)
+            notes.cut.add(place)
         return result.sequences
+
+    def _fault(self, result: EncodedDialog) -> str | None:
+        """Why a dialog gives no sequence, None where it does."""
+        if longest(result) > self._job.data.max_length:
+            return too_long(self._job.data.max_length)
+        trained = any(sequence.weights.any() for sequence in result.sequences)
+        return None if trained else "no token of it is trained"
 
     def _prove(self, flat: FlatSet, owners: np.ndarray) -> StopProof:
         """The stop proof, over the very arrays that go into the store."""

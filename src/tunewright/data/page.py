@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from tunewright.data.account import places
 from tunewright.data.check import Facts, Kind, Lengths, Piece, Shown
 from tunewright.data.explain import Explained
 from tunewright.data.findings.found import percent
@@ -59,6 +60,7 @@ def render_page(facts: Facts, title: str, model: str, plan: Sequence[str] = (), 
         bars=_bars(facts.lengths),
         share=percent(facts.supervised_tokens, facts.tokens),
         percent=percent,
+        places=places,
         kinds=_KINDS,
         levels=_LEVELS,
         findings=[found for found in facts.findings if found.level != "fine"],

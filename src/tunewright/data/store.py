@@ -220,7 +220,7 @@ def _write(folder: Path, chunks: Iterable[SourceAccount | Chunk], job: Job, noti
         for pack in _telling(pack_all(_registered(chunks, account), job), notify):
             writer.append(pack)
     account.digest = writer.digest
-    _compare(account, _mapped(folder / "examples.bin", EXAMPLE))
+    _compare(account, _mapped(folder / "examples.bin", EXAMPLE), _mapped(folder / "sequences.bin", SEQUENCE))
     (folder / "account.json").write_bytes(_ACCOUNT.dump_json(account))
 
 
@@ -293,15 +293,15 @@ class _Writer:
             lengths[name] += length
 
 
-def _compare(account: Account, examples: np.ndarray) -> None:
-    """Find the rows that equal an earlier one, and those of a validation file that are trained on too."""
-    hashes = np.array(examples["hash"])
-    training = int(np.searchsorted(examples["source"], _training_sources(account)))
-    again = repeated(hashes[:training])
-    account.duplicates = account.repeats.count = len(again)
-    for row in examples[again[:SHOWN_PLACES]]:
-        account.repeats.first.append(_place(account, row))
-    account.overlap = int(np.isin(hashes[training:], hashes[:training]).sum())
+def _compare(account: Account, examples: np.ndarray, sequences: np.ndarray) -> None:
+    """Among the rows that are kept find those that equal an earlier one, and held-out ones that are trained on too."""
+    kept = examples[np.unique(sequences["example"])]
+    training, held_out = np.split(kept, [np.searchsorted(kept["source"], _training_sources(account))])
+    account.duplicates = len(repeated(training["hash"])) + len(repeated(held_out["hash"]))
+    overlap = held_out[np.isin(held_out["hash"], training["hash"])]
+    account.overlap.count = len(overlap)
+    for row in overlap[:SHOWN_PLACES]:
+        account.overlap.first.append(_place(account, row))
 
 
 def _place(account: Account, example: np.ndarray) -> Place:

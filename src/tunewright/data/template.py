@@ -42,8 +42,9 @@ _THOUGHTS, _RESULT, _TOOL = "tunewright-thoughts", "tunewright-result", "tunewri
 _MANY = 100  # texts for which it pays to know words
 _CHUNK = 1000  # dialogs tokenised per call: large enough for the batch speed, small enough for flat memory
 
-UNPROMPTED = "the chat template's generation prompt is not how it begins this answer"
-UNTHINKING = f"{UNPROMPTED}; where a thinking model is to answer without thoughts, set data.reasoning: strip"
+_OTHERWISE = "the chat template begins this answer otherwise than its generation prompt does"
+UNPROMPTED = f"{_OTHERWISE}; take another data.template"
+UNTHINKING = f"{_OTHERWISE}; where a thinking model is to answer without thoughts, set data.reasoning: strip"
 NO_QUESTION = "the dialog begins with an answer"
 NO_TOOLS = "it comes with tools, and the chat template does not show them to the model"
 NO_CALLS = "it calls tools, and the chat template leaves calls or their results out"
@@ -57,13 +58,15 @@ class EncodedDialog:
     `sequences` is one, or several where the template renders earlier answers differently once the dialog goes on;
     every trained answer is trained in exactly one of them. `straddling` counts tokens that begin before an answer and
     end inside it (they stay masked), `spells_special` says that a message contains the text of a control token, which
-    is tokenised as plain text. `cut` is the number of messages left out so that it fits (data/cut.py).
+    is tokenised as plain text. `cut` is the number of messages left out so that it fits, `uncut` how many tokens its
+    longest sequence had before, 0 where nothing is cut (data/cut.py).
     """
 
     sequences: tuple[Encoded, ...]
     straddling: int
     spells_special: bool
     cut: int = 0
+    uncut: int = 0
 
 
 @dataclass(frozen=True, slots=True)

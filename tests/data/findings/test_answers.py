@@ -70,11 +70,12 @@ def test_a_stop_inside_an_answer_is_found() -> None:
     assert (early.name, early.level, early.count, lines(early)) == ("early_stops", "warning", 2, [2, 3])
 
 
-def test_a_row_that_stops_early_is_found_in_data(tmp_path: Path) -> None:
-    rows = [*plain_rows(20), {"q": "Well?", "a": f"It ends{CHATML.eos_token} and goes on."}]
-    found = found_in(tmp_path, rows)
-    # Spelled markers are text or tokens, as the template encodes them; the finding follows the tokens.
-    assert found["early_stops"].level in ("warning", "fine")
+def test_a_stop_spelled_in_raw_text_stops_and_one_in_an_answer_is_text(tmp_path: Path) -> None:
+    spelled = f"It ends{CHATML.eos_token} and goes on."
+    raw = found_in(tmp_path, [*({"text": row["a"]} for row in plain_rows(20)), {"text": spelled}], stage="pt")
+    assert (raw["early_stops"].level, raw["early_stops"].count, lines(raw["early_stops"])) == ("warning", 1, [21])
+    dialogs = found_in(tmp_path, [*plain_rows(20), {"q": "Well?", "a": spelled}])
+    assert dialogs["early_stops"].level == "fine"
 
 
 def test_short_answers(tmp_path: Path) -> None:

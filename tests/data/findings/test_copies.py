@@ -146,8 +146,25 @@ def test_beyond_the_limit_only_equality_is_looked_at(tmp_path: Path) -> None:
     rows += [{**rows[0], "a": rows[0]["a"] + "!"}, rows[1]]
     with patch.object(copies, "MOST_COMPARED", 10):
         found = found_in(tmp_path, rows)
-    assert found["near_duplicates"].message == "no two training examples are nearly equal among the first 10"
+    assert found["near_duplicates"].message == (
+        "no two training examples are nearly equal among the 10 that were compared"
+    )
     assert found["duplicates"].count == 1
+
+
+def test_held_out_rows_are_compared_however_much_is_trained_on(tmp_path: Path) -> None:
+    rows = plain_rows(30)
+    near, other = {**rows[3], "a": rows[3]["a"] + "!"}, {"q": "Is it new?", "a": sentence(77)}
+    found = {}
+    for name, held_out in (("near", [other, near]), ("other", [other])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+        with patch.object(copies, "MOST_COMPARED", 10):
+            found[name] = found_in(tmp_path, rows, validation=f"{name}.jsonl")["leakage"]
+    assert (found["near"].level, [str(place) for place in found["near"].first]) == ("warning", ["near.jsonl:2"])
+    assert found["near"].message == (
+        "of 2 held-out examples, about 1 nearly equal to a training example among the 10 that were compared"
+    )
+    assert found["other"].message == "no held-out example is trained on, nor nearly so among the 10 that were compared"
 
 
 def test_rows_come_once_in_order_and_again(tmp_path: Path) -> None:
@@ -164,7 +181,7 @@ def test_rows_come_once_in_order_and_again(tmp_path: Path) -> None:
             walked[number].content,
         )
     assert rows.place(2470) == made.validation.places[10]
-    finding = Copies(rows, 2500)
+    finding = Copies(rows, 2460, 40)
     assert finding._contents.nbytes + finding._asked.nbytes + finding._signatures.nbytes <= 2500 * 80
 
 

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.findings.made import CHATML, found_in, plain_rows, prepared
-from tests.tokenizers import STYLES, tiny_tokenizer
+from tests.tokenizers import STYLES, THINKING, tiny_tokenizer
 from tunewright.data.findings.find import look
 
 SILENT = STYLES["chatml"][0].split("{%- if add_generation_prompt")[0]
@@ -78,3 +79,45 @@ def test_text_for_pre_training_needs_no_template(tmp_path: Path) -> None:
     found = found_in(tmp_path, [{"text": row["a"]} for row in plain_rows(8)], tokenizer, stage="pt")
     assert "one_prompt" not in found
     assert {one.level for one in found.values()} == {"fine"}
+
+
+def long_dialogs(count: int, answer: str = "So {}.") -> list[dict[str, Any]]:
+    """Rows of four questions each."""
+    rows = plain_rows(count)
+    history = [[[f"{row['q']} {i}", answer.format(row["a"])] for i in range(3)] for row in rows]
+    return [
+        {"instruction": row["q"], "output": row["a"], "history": turns}
+        for row, turns in zip(rows, history, strict=True)
+    ]
+
+
+def test_a_prompt_is_made_again_with_its_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+    turns = [[("user", row["q"]), ("assistant", row["a"])] for row in plain_rows(20)]
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in dialog], "tools": tools} for dialog in turns
+    ]
+    found = found_in(tmp_path, rows, template="chatml", max_length=2048)["one_prompt"]
+    assert (found.level, found.samples) == ("fine", ())
+    assert "(20 prompts made again)" in found.message
+
+
+@pytest.mark.parametrize("too_long", ["keep_oldest", "keep_newest"])
+def test_prompts_of_cut_dialogs_are_not_compared(too_long: str, tmp_path: Path) -> None:
+    cut = long_dialogs(20)
+    whole = [{**row, "history": []} for row in long_dialogs(6)]
+    made = prepared(tmp_path, [*cut, *whole], max_length=250, too_long=too_long)
+    assert (made.cut.count, made.dropped) == (20, [])
+    found = {one.name: one for one in look(made, CHATML).found}["one_prompt"]
+    assert found.level == "fine"
+    assert "(6 prompts made again)" in found.message
+    assert "one_prompt" not in found_in(tmp_path, cut, max_length=250, too_long=too_long)
+
+
+def test_a_rewritten_dialog_is_compared_where_its_last_answer_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "thinking.jinja").write_text(THINKING, encoding="utf-8")
+    made = prepared(tmp_path, long_dialogs(8, "<think>Hm.</think>{}"), template="thinking.jinja", max_length=2048)
+    assert len(made.train) == 8 * 4
+    found = {one.name: one for one in look(made, CHATML).found}["one_prompt"]
+    assert found.level == "fine"
+    assert "(8 prompts made again)" in found.message

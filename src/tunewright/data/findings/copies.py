@@ -21,35 +21,42 @@ _AT_ONCE = 1 << 16  # pairs compared at once
 
 
 class Copies:
-    """Takes 16 bytes for each row and 65 for each of the first million."""
+    """Takes 16 bytes for each row and 73 for each of a million: those held out, then the first that are trained on."""
 
-    def __init__(self, rows: Rows, most: int) -> None:
-        """`most` rows will come at most."""
+    def __init__(self, rows: Rows, trained: int, held_out: int) -> None:
+        """So many rows will come at most, those that are trained on first."""
         self._rows = rows
-        self._contents = np.empty(most, np.int64)
-        self._asked = np.empty(most, np.int64)
-        self._signatures = np.empty((min(most, MOST_COMPARED), _VALUES), np.uint8)
-        self._worded = np.zeros(len(self._signatures), bool)
-        self._count = 0
+        self._contents = np.empty(trained + held_out, np.int64)
+        self._asked = np.empty(trained + held_out, np.int64)
+        self._most_trained = MOST_COMPARED - min(held_out, MOST_COMPARED // 2)
+        compared = min(trained, self._most_trained) + held_out
+        self._signatures = np.empty((min(compared, MOST_COMPARED), _VALUES), np.uint8)
+        self._numbers = np.empty(len(self._signatures), np.int64)  # the row of each signature
+        self._worded = np.empty(len(self._signatures), bool)
+        self._count = self._signed = 0
 
     def add(self, batch: Batch) -> None:
         begin, end = self._count, self._count + len(batch.rows)
         self._contents[begin:end] = [row.content for row in batch.rows]
         self._asked[begin:end] = [row.asked for row in batch.rows]
-        if begin < len(self._signatures):
-            signatures, worded = sign(batch)
-            room = len(self._signatures) - begin
-            self._signatures[begin:end] = signatures[:room]
-            self._worded[begin:end] = worded[:room]
         self._count = end
+        rows = [row for row in batch.rows if row.held_out or row.number < self._most_trained]
+        rows = rows[: len(self._signatures) - self._signed]
+        if rows:
+            signed = slice(self._signed, self._signed + len(rows))
+            together = batch if len(rows) == len(batch.rows) else Batch(rows)
+            self._signatures[signed], self._worded[signed] = sign(together)
+            self._numbers[signed] = [row.number for row in rows]
+            self._signed = signed.stop
 
     def result(self) -> list[Found]:
         contents, trained = self._contents[: self._count], self._rows.trained
-        _, first = np.unique(contents, return_index=True)
-        first.sort()
-        once = first[first < min(self._count, len(self._signatures))]
-        once = once[self._worded[once]]
-        like, alike = nearest_earlier(self._signatures[once], int(np.searchsorted(once, trained)))
+        first = np.zeros(self._count, bool)
+        first[np.unique(contents, return_index=True)[1]] = True
+        numbers = self._numbers[: self._signed]
+        compared = np.flatnonzero(self._worded[: self._signed] & first[numbers])
+        once = numbers[compared]
+        like, alike = nearest_earlier(self._signatures[compared], int(np.searchsorted(once, trained)))
         near = [
             (int(number), int(once[other]), float(similarity))
             for number, other, similarity in zip(once, like, alike, strict=True)
@@ -85,15 +92,19 @@ class Copies:
             [self._sample(number) for _, number in ranked[:SHOWN_SAMPLES]],
         )
 
+    @property
+    def _among(self) -> str:
+        """What to say where not every row was compared."""
+        return "" if self._signed == self._count else f" among the {self._signed:,} that were compared"
+
     def _near(self, pairs: list[tuple[int, int, float]]) -> Found:
-        looked = "" if self._count <= MOST_COMPARED else f" among the first {MOST_COMPARED:,}"
         if not pairs:
-            return Found("near_duplicates", "fine", f"no two training examples are nearly equal{looked}")
+            return Found("near_duplicates", "fine", f"no two training examples are nearly equal{self._among}")
         equal = "equals" if len(pairs) == 1 else "equal"
         return Found(
             "near_duplicates",
             "note",
-            f"about {count_of(len(pairs), 'training example')}{looked} nearly {equal} an earlier one",
+            f"about {count_of(len(pairs), 'training example')} nearly {equal} an earlier one{self._among}",
             f"{ALIKE * 100:.0f} % of their four-letter pieces are the same; many variants of one row teach it by heart",
             len(pairs),
             [self._rows.place(number) for number, _, _ in pairs[:SHOWN]],
@@ -112,14 +123,14 @@ class Copies:
             for index in np.flatnonzero(ordered[at] == contents[trained:])
         ]
         if not exact and not near:
-            return Found("leakage", "fine", "no held-out example is trained on, not even nearly")
+            return Found("leakage", "fine", f"no held-out example is trained on, nor nearly so{self._among}")
         told = sorted([*exact, *near])
         parts = [f"{len(exact):,} equal"] if exact else []
         parts += [f"about {len(near):,} nearly equal"] if near else []
         return Found(
             "leakage",
             "warning",
-            f"of {count_of(held_out, 'held-out example')}, {' and '.join(parts)} to a training example",
+            f"of {count_of(held_out, 'held-out example')}, {' and '.join(parts)} to a training example{self._among}",
             "validation will look better than the model is; remove the copies, or hold out a file of other rows",
             len(told),
             [self._rows.place(number) for number, _, _ in told[:SHOWN]],

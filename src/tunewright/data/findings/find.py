@@ -48,7 +48,7 @@ def look(
     """Look at every row once; `known` was found elsewhere and is sorted in."""
     rows = Rows(prepared)
     scripts = Scripts()
-    copies = Copies(rows, len(prepared.train) + len(prepared.validation))
+    copies = Copies(rows, len(prepared.train), len(prepared.validation))
     findings: list[Finding] = [copies, RepeatingAnswers(prepared.stop_ids), ShortAnswers(), scripts, OddCharacters()]
     for batch in rows.batches():
         for finding in findings:

@@ -4,8 +4,7 @@ The stop proof itself (every trained stretch ends with a stop token) is `data/st
 """
 
 import re
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,13 +12,13 @@ import numpy as np
 from tunewright.data.encode import Prepared
 from tunewright.data.examples import Dialog, Encoded, Message, Text
 from tunewright.data.findings.found import Found, Tally, count_of
-from tunewright.data.template import ChatTemplate
+from tunewright.data.template import ChatTemplate, EncodedDialog
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROMPTS = 32  # dialogs whose prompt is made once more
+_PROMPTS = 32  # rows whose prompt is made once more
 # What looks like a control token, whatever the vocabulary: <|im_end|>, <｜User｜>, <start_of_turn>, </s>.
 _MARKER = re.compile(r"<[|｜][^<>|｜\s]{1,60}[|｜]>|<(?:start|end)_of_turn>|</?s>|<(?:bos|eos|pad)>")
 _PROBE = (Message("system", "s"), Message("user", "q"), Message("assistant", "a"))
@@ -33,7 +32,7 @@ def look_at_stopping(
     template = prepared.template
     if template is None or (prepared.train_examples and not isinstance(prepared.train_examples[0], Dialog)):
         return found
-    return [*found, _one_prompt(prepared, tokenizer, template), _markers(tokenizer, template), *_prompting(template)]
+    return [*found, *_one_prompt(prepared, tokenizer, template), _markers(tokenizer, template), *_prompting(template)]
 
 
 def _padding(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Found:
@@ -76,17 +75,17 @@ def _stated(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", stated_eos
     return found
 
 
-def _one_prompt(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> Found:
+def _one_prompt(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> list[Found]:
     """The prompt that chat makes must be, token for token, what stood before the answer in training."""
     other = Tally()
     looked = 0
-    for example, encoded in zip(islice(prepared.train_examples, _PROMPTS), _sequences(prepared), strict=False):
+    for example, encoded in _last_sequences(prepared, template):
         begin = _last_answer(encoded)
-        if not isinstance(example, Dialog) or begin is None or not example.messages[-1].train:
+        if begin is None:
             continue
         looked += 1
         try:
-            prompt = template.prompt_ids(example.messages[:-1])
+            prompt = template.prompt_ids(example.messages[:-1], example.tools)
         except UsageError as error:
             other.add(example.place, str(error))
             continue
@@ -94,23 +93,35 @@ def _one_prompt(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", templa
             seen = tokenizer.decode(encoded.input_ids[max(0, begin - 8) : begin].tolist())
             other.add(example.place, f"trained after {seen!r}, asked after {tokenizer.decode(prompt[-8:])!r}")
     if other.count:
-        return Found(
-            "one_prompt",
-            "warning",
-            f"{other.count} of {looked} prompts have other tokens in chat than in training",
-            "the first characters of the answer melt with the end of the prompt, or the template writes a turn "
-            "differently once it is answered",
-            other.count,
-            other.first,
-            other.samples,
-        )
-    return Found(
-        "one_prompt", "fine", f"chat asks with the very tokens that were trained ({looked} prompts made again)"
-    )
+        return [
+            Found(
+                "one_prompt",
+                "warning",
+                f"{other.count} of {looked} prompts have other tokens in chat than in training",
+                "the first characters of the answer melt with the end of the prompt, or the template writes a turn "
+                "differently once it is answered",
+                other.count,
+                other.first,
+                other.samples,
+            )
+        ]
+    same = f"chat asks with the very tokens that were trained ({looked} prompts made again)"
+    return [Found("one_prompt", "fine", same)] if looked else []
 
 
-def _sequences(prepared: Prepared) -> list[Encoded]:
-    return [prepared.train[index] for index in range(min(_PROMPTS, len(prepared.train)))]
+def _last_sequences(prepared: Prepared, template: ChatTemplate) -> Iterator[tuple[Dialog, Encoded]]:
+    """Of the first rows those whose last turn is trained, with the sequence it is trained in.
+
+    Rows that lost turns are passed over: what is trained there is the answer of another turn.
+    """
+    ends = np.flatnonzero(np.diff(prepared.train.rows, append=-1))[:_PROMPTS].tolist()
+    for index in ends:
+        example, encoded = prepared.train_examples[index], prepared.train[index]
+        if not isinstance(example, Dialog) or not example.messages[-1].train:
+            continue
+        (whole,) = template.attempt_many([example])
+        if isinstance(whole, EncodedDialog) and np.array_equal(whole.sequences[-1].input_ids, encoded.input_ids):
+            yield example, encoded
 
 
 def _last_answer(encoded: Encoded) -> int | None:
