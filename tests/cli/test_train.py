@@ -258,7 +258,7 @@ def test_validation_rows_that_are_trained_on_are_told(
 
     few = tmp_path / "few.jsonl"
     few.write_text("".join(questions.read_text(encoding="utf-8").splitlines(keepends=True)[:7]), encoding="utf-8")
-    data = {"train": str(questions), "validation": {"path": str(few)}, "max_length": 200}
+    data = {"train": str(questions), "validation": {"path": "few.jsonl"}, "max_length": 200}
     config = load_config(None, [], {"model": str(model), "data": data, "output": str(tmp_path / "run")})
     with Progress() as progress:
         show_ready(make_ready(config, tmp_path), progress)
