@@ -81,8 +81,7 @@ def convert(
 def _sources(paths: list[str], overrides: list[str] | None) -> "list[SourceConfig]":
     from tunewright.config.load import load_config
 
-    train = [{"path": path} for path in paths]
-    given = {"model": {"name": "none"}, "data": {"train": train if len(train) > 1 else train[0]}}
+    given = {"model": "none", "data": paths}
     return load_config(None, overrides or [], given).data.train
 
 
