@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tunewright.config.load import to_flow
 from tunewright.config.schema import RunConfig
+from tunewright.config.yaml import to_flow
 
 DOCS = Path(__file__).parent
 DESCRIPTIONS = DOCS / "zh" / "config_descriptions.json"

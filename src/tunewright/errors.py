@@ -12,7 +12,7 @@ class TunewrightError(Exception):
 
 
 class UsageError(TunewrightError):
-    """Wrong config, data or usage: found before any model is loaded."""
+    """Wrong config, data or usage, or a model that cannot be used: something the user can put right."""
 
     exit_code = 2
 

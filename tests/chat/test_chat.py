@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import signal
@@ -11,7 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from tests.folders import SYSTEM, tiny_folder, tiny_run, write_tuned
+from tunewright.chat import partner as partner_module
 from tunewright.chat.partner import open_partner, weights_folder
+from tunewright.cli.app import main
 from tunewright.cli.chat import chat
 from tunewright.data.examples import Message
 from tunewright.data.template import ChatTemplate
@@ -106,12 +109,25 @@ def test_same_seed_same_answers(run: RunFolder) -> None:
     assert ask(*options, lines="Who?\n") != ask(*options[:-1], "4", lines="Who?\n")
 
 
-def test_a_plain_model_chats_with_its_own_template(model: Path) -> None:
+def test_a_plain_model_chats_with_its_own_template(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partner = open_partner(str(model))
     assert partner.system is None
     assert partner.template.source == load_tokenizer(model).chat_template
+    monkeypatch.setattr(partner_module, "load_model", lambda *_: pytest.fail("loaded before it was refused"))
     with pytest.raises(UsageError, match="no base"):
         ask(str(model), "--base", lines="")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # as Python reads a pipe, and in the C locale
+def test_questions_in_another_encoding_are_refused(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], errors: str
+) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO("你是谁？\n".encode("gbk")), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", pipe)
+    with pytest.raises(SystemExit) as left:
+        main(["chat", str(run.path)])
+    assert left.value.code == 2
+    assert "error: the questions from the pipe are not utf-8 text; convert them" in capsys.readouterr().err
 
 
 def test_checkpoints_are_found_by_number_name_and_path(tmp_path: Path, model: Path) -> None:

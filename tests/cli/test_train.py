@@ -477,3 +477,36 @@ def test_resume_refuses_changed_data(tunewright: Command, model: Path, questions
     assert "has changed since" in failed.err
     data.write_bytes(questions.read_bytes())
     assert tunewright("resume", str(run)).code == 0
+
+
+def test_columns_of_data_without_a_config_can_be_named(tunewright: Command, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "sheet.csv"
+    data.write_text("ask,say\n" + "".join(f"Where is boat {n}?,At sea {n}.\n" for n in range(30)), encoding="utf-8")
+    failed = tunewright(*words(model, data, tmp_path / "run"))
+    assert failed.code == 2
+    assert "name them, data.train.columns: {prompt: …, response: …}" in failed.err
+    named = ("data.train.columns.prompt=ask", "data.columns.response=say")
+    done = tunewright(*words(model, data, tmp_path / "run", *named, "evaluate.at_end=false", "train.max_steps=1"))
+    assert done.code == 0, done.err
+    assert "prompt = ask, response = say" in done.out
+
+
+def test_data_replaces_the_file_of_a_config_with_its_columns(
+    tunewright: Command, model: Path, questions: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: none\ndata: {path: other.csv, columns: {prompt: q}}\n", encoding="utf-8")
+    run = tmp_path / "run"
+    settings = ("evaluate.at_end=false", "train.max_steps=1")
+    done = tunewright("train", str(config), *words(model, questions, run, *settings)[1:])
+    assert done.code == 0, done.err
+    (source,) = load_config(run / "config.yaml").data.train
+    assert (source.path, source.columns.prompt) == (str(questions), None)
+
+
+def test_pretraining_speaks_of_windows(tunewright: Command, model: Path, documents: Path, tmp_path: Path) -> None:
+    settings = ("method.stage=pt", "evaluate.at_end=false", "train.max_steps=1")
+    done = tunewright(*words(model, documents, tmp_path / "run", *settings))
+    assert done.code == 0, done.err
+    assert "windows of the documents to train on" in done.out
+    assert "stop token" not in done.out

@@ -1,8 +1,9 @@
 """ls, cp, show, runs and doctor: what they print, in words and as JSON."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from tunewright.config.load import load_config
 from tunewright.config.schema import SourceConfig
 from tunewright.recipes import FOLDER, recipe_names
 from tunewright.runs import provenance
+from tunewright.units import duration
 
 PERSONA = "smollm2-135m-instruct/lora-persona"
 
@@ -44,9 +46,7 @@ def test_ls_json(tunewright) -> None:
 
 
 def test_ls_formats_are_those_of_the_config() -> None:
-    allowed = SourceConfig.model_fields["format"].annotation
-    assert allowed is not Literal
-    assert {"auto", *FORMATS} == set(get_args(allowed))
+    assert {"auto", *FORMATS} == set(get_args(SourceConfig.model_fields["format"].annotation))
 
 
 # cp
@@ -128,6 +128,27 @@ def test_show_a_run(tunewright, tmp_path: Path) -> None:
     )
 
 
+def test_show_of_a_run_takes_no_settings(tunewright, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    done = tunewright("show", str(run.path), "train.epochs=1")
+    assert done.code == 2
+    assert f"tunewright show {run.config_path} train.epochs=1" in done.err
+    assert tunewright("show", str(run.config_path), "train.epochs=1").code == 0
+
+
+def test_show_counts_no_pause_as_training_and_no_count_as_a_fraction(tunewright, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    run.append_metrics({"step": 1, "loss": 1.5, "seconds": 42.0})
+    run.write_status("done", 1, 1)
+    status = json.loads(run.status_json.read_text())
+    run.status_json.write_text(json.dumps(status | {"started": status["started"] - 86400}))
+    run.report_json.write_text('{"base": {"stops": 0}, "tuned": {"stops": 5, "stop_rate": 1.0}}')
+    lines = [" ".join(line.split()) for line in tunewright("show", str(run.path)).out.splitlines()]
+    assert f"training time {duration(42)}" in lines
+    assert "stops 0 5" in lines
+    assert "stop_rate 1.000" in lines
+
+
 def test_show_what_is_neither(tunewright, tmp_path: Path) -> None:
     assert tunewright("show", str(tmp_path)).code == 2
     assert "no config file" in tunewright("show", str(tmp_path / "x.yaml")).err
@@ -174,6 +195,17 @@ def test_doctor_says_which_package_is_missing_or_old(monkeypatch: pytest.MonkeyP
     assert set(findings) == set(versions)
     assert findings["torch"].text.startswith("2.0.0 is too old; pip install 'torch>=")
     assert findings["peft"].text.startswith("not installed; pip install 'peft>=")
+
+
+def test_doctor_without_psutil_names_it(tunewright, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tunewright.cli.doctor", "tunewright.engine.memory"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    installed = provenance.installed_version
+    monkeypatch.setattr(provenance, "installed_version", lambda name: None if name == "psutil" else installed(name))
+    done = tunewright("doctor")
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == "Not ready: psutil must be put right."
 
 
 def test_doctor_names_a_cache_that_cannot_be_written(tunewright, tmp_path: Path, monkeypatch) -> None:

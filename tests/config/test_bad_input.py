@@ -28,6 +28,12 @@ def path(tmp_path: Path) -> Path:
     [
         ("lora: {rnak: 8}", "run.yaml:3: lora.rnak: unknown key; did you mean rank?"),
         ("learning_rate: 1e-4", "run.yaml:3: learning_rate: unknown key; did you mean train.learning_rate?"),
+        ("train: {batch-size: 8}", "run.yaml:3: train.batch-size: unknown key; did you mean batch_size?"),
+        ("Output: x", "run.yaml:3: Output: unknown key; did you mean output?"),
+        (
+            f"train: {{seed: {2**63}}}",
+            f"run.yaml:3: train.seed: must be at most {2**63 - 1}, not {2**63}",
+        ),
         ("train: {lr: 1}", "run.yaml:3: train.lr: unknown key; did you mean train.learning_rate?"),
         ("chat: {zzz: 1}", "run.yaml:3: chat.zzz: unknown key; known keys here are temperature, top_p, max_new_tokens"),
         ("method: {stage: sftt}", "run.yaml:3: method.stage: 'sftt' is not one of pt, sft; did you mean sft?"),
@@ -41,7 +47,7 @@ def path(tmp_path: Path) -> Path:
         ("train: {learning_rate: 0}", "run.yaml:3: train.learning_rate: must be greater than 0, not 0"),
         ("lora: {dropout: 1}", "run.yaml:3: lora.dropout: must be less than 1, not 1"),
         ("chat: {top_p: 2}", "run.yaml:3: chat.top_p: must be at most 1, not 2"),
-        ("output: 2024-01-01", "run.yaml:3: output: must be text, not 2024-01-01; put it in quotes"),
+        ("output: 5", "run.yaml:3: output: must be text, not 5; put it in quotes"),
         ("evaluate: {at_end: maybe}", "run.yaml:3: evaluate.at_end: must be true or false, not 'maybe'"),
         ("samples: {prompts: 你好}", "run.yaml:3: samples.prompts: must be a list, not '你好'; write [a, b]"),
         (
@@ -64,6 +70,13 @@ def test_one_mistake(path: Path, line: str, expected: str) -> None:
     [
         ("train: ''", "run.yaml:2: data.train.0.path: must not be empty"),
         ("train: []", "run.yaml:2: data.train: must not be empty"),
+        ("path: a\n  max_samples: true", "run.yaml:4: data.max_samples: must be a number, not true or false"),
+        ("train: a\n  columns: {prompt: q}", "run.yaml:4: data.columns: unknown key; did you mean data.train.columns?"),
+        ("train: a\n  validation: {path: b, Max-Samples: 2}", "run.yaml:4: data.validation.Max-Samples: unknown key"),
+        (
+            "train: a\n  template: '{% for message in messages %}'",
+            "run.yaml:4: data.template: must be a name or the path of a file with the Jinja text, not '{% for m",
+        ),
         ("path: a\n  columns: {prmpt: q}", "run.yaml:4: data.columns.prmpt: unknown key; did you mean prompt?"),
         ("train: [{path: a, fromat: x}]", "run.yaml:2: data.train.0.fromat: unknown key; did you mean format?"),
         (
@@ -91,6 +104,20 @@ def test_all_mistakes_at_once_in_the_order_of_lines_with_overrides_last(path: Pa
         "  override: model.dtype: 'fp16' is not one of auto, bfloat16, float32\n"
         "  override: train.epochs: must be greater than 0, not 0"
     )
+
+
+def test_each_misspelt_key_is_a_mistake_of_its_own(path: Path) -> None:
+    lines = message(path, START + "train:\n  batch-size: 8\n  max-steps: 3\nLora: {rank: 2}\n").splitlines()
+    assert lines == [
+        "3 mistakes in run.yaml:",
+        "  run.yaml:4: train.batch-size: unknown key; did you mean batch_size?",
+        "  run.yaml:5: train.max-steps: unknown key; did you mean max_steps?",
+        "  run.yaml:6: Lora: unknown key; did you mean lora?",
+    ]
+
+
+def test_a_text_is_shown_by_its_beginning(path: Path) -> None:
+    assert f"not '{60 * 'x'}…'" in message(path, f"{START}train: {{epochs: {300 * 'x'}}}")
 
 
 def test_missing_keys(path: Path) -> None:
@@ -123,6 +150,11 @@ def test_missing_keys(path: Path) -> None:
             "model: !!python/name:os.system x\n",
             "run.yaml:1:8: tags such as !name are not allowed here; put text that opens with ! in quotes",
         ),
+        (
+            "train: &a {seed: *a}\n",
+            "run.yaml: values are nested too deeply, or an alias (*name) stands within its own anchor (&name)",
+        ),
+        ("model: !!int x\n", "run.yaml: a value cannot be read: invalid literal for int() with base 10: 'x'"),
         ("data: 娘娘\nx: y\n".encode("gb18030"), "run.yaml:1: the text is not UTF-8; save the file as UTF-8"),
     ],
 )
@@ -138,6 +170,13 @@ def test_files_that_are_no_config(path: Path, content: str | bytes, expected: st
         ("train..epochs=3", "override 'train..epochs=3': 'train..epochs' is no key; write it like train.learning_rate"),
         ("~train.epochs", "override '~train.epochs': the config has no key train.epochs to remove"),
         ("data.train.7.path=x", "override data.train.7.path: data.train has no entry 7"),
+        ("lora.target.x=q", "override lora.target.x: lora.target has no entry x"),
+        ("train.batch-size=8", "override: train.batch-size: unknown key; did you mean batch_size?"),
+        (
+            "lora=&a [*a]",
+            "override 'lora=&a [*a]': the value is not YAML: values are nested too deeply, or an alias (*name) stands "
+            "within its own anchor (&name); put it in quotes?",
+        ),
         (
             "lora.target=[a",
             "override 'lora.target=[a': the value is not YAML: expected ',' or ']', but got '<stream end>'; "
@@ -146,7 +185,15 @@ def test_files_that_are_no_config(path: Path, content: str | bytes, expected: st
     ],
 )
 def test_bad_overrides(path: Path, override: str, expected: str) -> None:
-    assert message(path, "model: tiny\ndata: [rows.json]\n", [override]) == expected
+    told = message(path, "model: tiny\ndata: [rows.json]\nlora: {target: [q]}\n", [override])
+    assert told.removeprefix("1 mistake in run.yaml:\n  ") == expected
+
+
+def test_an_override_of_one_source_among_several_names_it(path: Path) -> None:
+    for key in ("data.columns.prompt", "data.train.columns.prompt"):
+        assert message(path, "model: tiny\ndata: [a.json, b.json]\n", [f"{key}=q"]) == (
+            f"override {key}: data.train has 2 entries; say which one: data.train.0.columns.prompt"
+        )
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.config.load import (
-    as_override,
-    describe_overrides,
-    dump_config,
-    json_schema,
-    load_config,
-    read_config,
-    split_arguments,
-)
+from tunewright.config.load import dump_config, json_schema, load_config, non_defaults, read_config
+from tunewright.config.overrides import as_override, split_arguments
 from tunewright.config.schema import RunConfig, SourceConfig
 from tunewright.errors import UsageError
 
@@ -63,6 +56,9 @@ def test_yaml_1_2_scalars(config_file: Path) -> None:
     config = load_config(config_file)
     assert config.train.learning_rate == 1e-4
     assert config.output == "no"
+    for date in ("2024-01-01", "2026-02-30", "2024-01-01 10:00:00"):
+        config_file.write_text(f"{SMALL}output: {date}\n")
+        assert load_config(config_file).output == date
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_matter(config_file: Path) -> None:
@@ -105,6 +101,10 @@ def test_overrides(config_file: Path, override: str, key: tuple[str, ...], expec
         ("rows.xlsx", "data.train.columns.prompt"),
         ("{path: rows.xlsx}", "data.columns.prompt"),
         ("{train: rows.xlsx}", "data.train.columns.prompt"),
+        ("{train: rows.xlsx}", "data.columns.prompt"),
+        ("[rows.xlsx]", "data.columns.prompt"),
+        ("[rows.xlsx]", "data.0.columns.prompt"),
+        ("{train: [rows.xlsx]}", "data.train.columns.prompt"),
         ("{train: [rows.xlsx]}", "data.train.0.columns.prompt"),
     ],
 )
@@ -114,10 +114,18 @@ def test_columns_can_be_set_beneath_every_short_form(config_file: Path, data: st
     assert load_config(config_file, [f"{key}=q"]).data.train == [expected]
 
 
+def test_a_data_file_replaces_that_of_every_form(config_file: Path) -> None:
+    for data in ("a.csv", "[a.csv, b.csv]", "{path: a.csv, columns: {prompt: q}}", "{train: {path: a.csv}, system: S}"):
+        config_file.write_text(f"model: tiny\ndata: {data}\n")
+        assert load_config(config_file, ['data.train=["c.csv"]']).data.train == [SourceConfig(path="c.csv")]
+
+
 def test_tilde_removes_a_key(config_file: Path) -> None:
     config_file.write_text(SMALL + "train: {epochs: 7}\n")
     assert load_config(config_file, ["~train.epochs"]).train.epochs == 3
     assert load_config(config_file, ["~train"]).train.epochs == 3
+    config_file.write_text("model: tiny\ndata: {path: rows.xlsx, columns: {prompt: q}}\n")
+    assert load_config(config_file, ["~data.columns"]).data.train == [SourceConfig(path="rows.xlsx")]
 
 
 def test_provenance_of_a_run_is_ignored(config_file: Path) -> None:
@@ -133,14 +141,55 @@ def test_no_file_at_all() -> None:
 def test_origins(config_file: Path) -> None:
     config_file.write_text(SMALL + "train:\n  epochs: 2\n  seed: 42\n")
     read = read_config(config_file, ["lora.rank=4", "model.revision=main"], {"output": "runs/x"})
-    assert [str(setting) for setting in describe_overrides(read)] == [
+    assert [str(setting) for setting in non_defaults(read)] == [
         f"model.name = tiny  ({config_file}:1)",
         "model.revision = main  (override)",
         f"data.train.0.path = rows.json  ({config_file}:2)",
         "lora.rank = 4  (override)",
         f"train.epochs = 2.0  ({config_file}:4)",
-        "output = runs/x  (guessed)",
+        "output = runs/x  (settings)",
     ]
+
+
+TWO_SOURCES = """model: tiny
+data:
+  train: [a.json, {path: b.xlsx, columns: {prompt: q}}]
+  validation: c.json
+"""
+
+
+def test_only_changes_of_several_sources_are_listed(config_file: Path) -> None:
+    config_file.write_text(TWO_SOURCES)
+    settings = non_defaults(read_config(config_file, ["data.train.1.sheet=S"]))
+    assert [str(setting) for setting in settings] == [
+        f"model.name = tiny  ({config_file}:1)",
+        f"data.train.0.path = a.json  ({config_file}:3)",
+        f"data.train.1.path = b.xlsx  ({config_file}:3)",
+        f"data.train.1.columns.prompt = q  ({config_file}:3)",
+        "data.train.1.sheet = S  (override)",
+        f"data.validation.path = c.json  ({config_file}:4)",
+    ]
+
+
+def test_a_line_is_that_of_the_value_and_not_of_a_key_of_the_same_name(config_file: Path) -> None:
+    config_file.write_text("model: tiny\ntrain: {epochs: 1}\ndata: [a.json]\n")
+    path = non_defaults(read_config(config_file))[1]
+    assert (path.key, path.origin) == ("data.train.0.path", f"{config_file}:3")
+
+
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "*.py", "persona/*.jsonl", "columns.py"])
+def test_only_named_sets_of_the_package_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, base={"model": "m", "data": pattern}).data.train[0].path == pattern
+
+
+def test_names_that_look_like_a_home_folder_or_are_too_long_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~$book.xlsx", 300 * "x", "a\0b"):
+        assert load_config(None, base={"model": "m", "data": name}).data.train[0].path == name
+    assert load_config(None, base={"model": "m", "data": {"train": "d", "template": 300 * "x"}})
 
 
 def test_paths_here_beside_the_file_or_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +219,10 @@ def test_arguments_are_split_into_file_and_overrides() -> None:
     assert split_arguments(["run.yaml", "a=1", "~b"]) == (Path("run.yaml"), ["a=1", "~b"])
     assert split_arguments(["a=1", "~b"]) == (None, ["a=1", "~b"])
     assert split_arguments(["~/run.yaml"]) == (Path("~/run.yaml"), [])
+    for path in ("runs/lr=1e-4/config.yaml", "./a=b.yaml", "~user/run.yaml"):
+        assert split_arguments([path, "a=1"]) == (Path(path), ["a=1"])
+    for override in ("data.system=a/b\n=c", "=3", "train..epochs=3"):
+        assert split_arguments([override]) == (None, [override])
     assert split_arguments([]) == (None, [])
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.config.load import load_config, split_arguments
+from tunewright.config.load import load_config
+from tunewright.config.overrides import split_arguments
 from tunewright.recipes import FOLDER, find_recipe, purpose, recipe_names
 
 

@@ -17,7 +17,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("commands")
     metrics = [metric(step, 3 - step / 100) for step in range(1, 61)]
     make_run(root, "one", metrics)
-    make_run(root, "two", metrics[:30], lora={"rank": 2})
+    make_run(root, "two", metrics[:30], lora={"rank": 2}, train={"forest_tokens": 100})
     return root
 
 
@@ -52,6 +52,45 @@ def test_eval_on_other_data_leaves_the_report_alone(runs: Path, capsys: pytest.C
     assert printed["data"]["sources"] == ["other.json"]
     assert (printed["tuned"]["prompts"], printed["tuned"]["max_new_tokens"]) == (1, 5)
     assert not (runs / "two" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.validation=0.6"], "data.validation: "),
+        (["train.seed=7"], "train.seed: "),
+        (["data.template=chatml"], "data.template: "),
+        (["data.system=Be brief."], "data.system: "),
+        (["~data.system"], "data.system: "),
+        (["--data", "other.json", "data.template=chatml"], "data.template: "),
+        (["--data", "other.json", "data.validation=2"], "data.validation: "),
+    ],
+)
+def test_eval_of_a_run_lets_only_the_measuring_be_set(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(runs)
+    Path("other.json").write_text(json.dumps([{"instruction": "Who?", "output": "The keeper."}] * 3), encoding="utf-8")
+    report = runs / "two" / "report.json"
+    report.write_bytes(b"as it was")
+    code, _, err = call(capsys, "eval", "two", *words)
+    assert (code, report.read_bytes()) == (2, b"as it was")
+    assert err.startswith(f"error: {message}two is measured as it was trained, and only evaluate.*, ")
+    report.unlink()
+
+
+def test_eval_measures_all_rows_of_other_data_read_as_named(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    Path("few.json").write_text((runs / "data.json").read_text("utf-8"), encoding="utf-8")
+    make_run(runs, "few", data={"train": {"path": str(runs / "few.json"), "max_samples": 12}})
+    Path("other.json").write_text(json.dumps([{"ask": f"Who, {n}?", "say": f"I {n}."} for n in range(20)]))
+    named = ("data.train.columns.prompt=ask", "data.train.columns.response=say")
+    quick = ("evaluate.prompts=1", "evaluate.max_new_tokens=1")
+    code, out, err = call(capsys, "eval", "few", "--data", "other.json", "--json", *named, *quick)
+    assert code == 0, err
+    assert json.loads(out)["data"]["examples"] == 20
 
 
 def test_eval_of_a_plain_model_is_the_base_of_the_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

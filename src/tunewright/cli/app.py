@@ -9,7 +9,6 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
 from typing import NamedTuple, NoReturn
 
 from tunewright.errors import Interrupted, TunewrightError
@@ -75,18 +74,13 @@ def _run(words: list[str]) -> int:
 
         print(f"tunewright {__version__}")
         return 0
-    verb = available_verbs().get(words[0])
+    verb = VERBS.get(words[0])
     if verb is None:
-        near = get_close_matches(words[0], available_verbs(), 1)
+        near = get_close_matches(words[0], VERBS, 1)
         hint = f"did you mean 'tunewright {near[0]}'?" if near else "'tunewright --help' lists the verbs"
         _print_error(f"there is no verb {words[0]!r}; {hint}")
         return 2
     return _run_verb(words[0], verb, words[1:])
-
-
-def available_verbs() -> dict[str, Verb]:
-    """The verbs whose module is installed."""
-    return {name: verb for name, verb in VERBS.items() if find_spec(f"tunewright.cli.{verb.module}")}
 
 
 def _run_verb(name: str, verb: Verb, words: list[str]) -> int:
@@ -105,6 +99,8 @@ def _run_verb(name: str, verb: Verb, words: list[str]) -> int:
     try:
         get_command(app)(args=words, prog_name=f"tunewright {name}")
     except SystemExit as leave:
+        if leave.code == 130:  # what typer makes of Ctrl-C, without a word
+            raise KeyboardInterrupt from leave
         return leave.code if isinstance(leave.code, int) else 0
     return 0
 
@@ -112,12 +108,11 @@ def _run_verb(name: str, verb: Verb, words: list[str]) -> int:
 def _help() -> str:
     from tunewright import __doc__ as about
 
-    verbs = available_verbs()
-    width = max(map(len, verbs))
-    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in verbs.items()]
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     usage = "Usage: tunewright VERB …"
     first = "A first try:  tunewright train --model smollm2-135m-instruct --data FILE.xlsx"
-    return "\n".join([usage, "", about or "", "", *lines, "", MORE_HELP, *([first] if "train" in verbs else [])])
+    return "\n".join([usage, "", about or "", "", *lines, "", MORE_HELP, first])
 
 
 def _print_error(message: str) -> None:

@@ -9,6 +9,7 @@ pipe, one a line; the answers then go to standard output and remarks to standard
 import secrets
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,21 +36,30 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed and questions, same answers.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Same seed and questions, same answers.")
+    ] = None,
 ) -> None:
     """Talk to a run or a model in the terminal."""
     from tunewright.chat.partner import open_partner
     from tunewright.chat.session import Session
 
-    partner = open_partner(target, checkpoint)
-    if base and partner.base_folder is None:
+    if base and not _is_tuned_here(Path(target).expanduser()):
         raise UsageError(f"--base: {target} is no run, so there is no base to compare with")
+    partner = open_partner(target, checkpoint)
     settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     given = {key: value for key, value in settings.items() if value is not None}
     partner.sampling = partner.sampling.model_copy(update=given)
     opening = partner.system if system is None else system or None
     session = Session(partner.template, opening, partner.context, partner.sampling.max_new_tokens)
     Terminal(partner, session, base, seed).run()
+
+
+def _is_tuned_here(path: Path) -> bool:
+    """Whether a path is a run or a checkpoint inside one."""
+    from tunewright.runs.folder import is_run
+
+    return is_run(path) or (path.parent.name == "checkpoints" and is_run(path.parent.parent))
 
 
 class Terminal:
@@ -77,7 +87,7 @@ class Terminal:
 
     def _lines(self) -> Iterator[str]:
         if not self.interactive:
-            yield from sys.stdin
+            yield from _piped()
             return
         import readline  # noqa: F401  # importing it gives input() line editing and history
 
@@ -149,3 +159,16 @@ class Terminal:
 
     def _remark(self, text: str) -> None:
         print(text, file=sys.stdout if self.interactive else sys.stderr, flush=True)
+
+
+def _piped() -> Iterator[str]:
+    """The lines of standard input; UsageError where they are in another encoding than Python was told."""
+    try:
+        for line in sys.stdin:
+            line.encode()  # in the C locale bytes that are no UTF-8 come as lone surrogates, which no tokenizer takes
+            yield line
+    except UnicodeError:
+        raise UsageError(
+            f"the questions from the pipe are not {sys.stdin.encoding} text; convert them, as iconv -f gbk -t utf-8 "
+            "does, or name their encoding in PYTHONIOENCODING"
+        ) from None

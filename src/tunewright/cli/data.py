@@ -95,8 +95,7 @@ def _sources(paths: list[str], overrides: list[str] | None, known: Sequence[str]
         if setting is None or setting[1] not in known:
             where = "data.train" if len(paths) == 1 else "data.train.0 or data.train.1"
             raise UsageError(f"{key} has no meaning here: remove it; what {where} can have is {', '.join(known)}")
-    train = [{"path": path} for path in paths]
-    given = {"model": {"name": "none"}, "data": {"train": train if len(train) > 1 else train[0]}}
+    given = {"model": "none", "data": paths}
     return load_config(None, overrides or [], given).data.train
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import typer
 
 from tunewright.cli.output import print_json, print_table
-from tunewright.engine.memory import available_memory, total_memory
 from tunewright.units import gib
 
 GIB = 2**30
@@ -45,14 +44,14 @@ def doctor(
 
 
 def examine(online: bool) -> Iterator[Finding]:
-    """Everything `doctor` looks at; torch is imported only once it is known to be there."""
+    """Everything `doctor` looks at; packages are imported only once they are known to be there."""
     version = platform.python_version()
     yield Finding("python", "ok" if sys.version_info >= (3, 11) else "fail", f"{version} at {sys.executable}")
     packages = list(packages_found())
     yield from packages
     if not any(finding.level == "fail" for finding in packages):
         yield from torch_found()
-    yield memory_found()
+        yield memory_found()
     yield disk_found("disk", Path.cwd(), 2 * GIB, "a run and its checkpoints")
     yield cache_found()
     if online:
@@ -110,6 +109,8 @@ def usable_cores() -> int:
 
 def memory_found() -> Finding:
     """Free memory, within the container's limit where it has one."""
+    from tunewright.engine.memory import available_memory, total_memory
+
     free, total = available_memory(), total_memory()
     little = free < 2 * GIB
     hint = "; the built-in model needs about 2 GiB, `tunewright check` says what yours needs" if little else ""

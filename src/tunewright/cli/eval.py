@@ -3,8 +3,9 @@
     tunewright eval RUN [--checkpoint N] [--data FILE] [key=value …] [--json]
     tunewright eval MODEL --data FILE [key=value …] [--json]
 
-A run is measured on what it held out, and its report is written anew. With --checkpoint or --data, and for a run that
-is not finished, the numbers are only printed: the report is that of the finished run on its own data.
+A run is measured on what it held out, and its report is written anew; how it is measured may be set (`MEASURING`), what
+it held out may not. With --checkpoint or --data, and for a run that is not finished, the numbers are only printed: the
+report is that of the finished run on its own data.
 """
 
 import sys
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from tunewright.evaluate.evaluation import Material
     from tunewright.evaluate.report import Report
     from tunewright.runs.folder import RunFolder
+
+# What can be set for a run: how it is measured, and how a file named with --data is read.
+MEASURING = ("evaluate.", "samples.prompts", "model.dtype")
+READING = ("data.train.", "data.system", "data.max_length", "data.too_long", "data.drop_bad_rows")
+# What the run says about its own file that holds for another of the same kind, too.
+LIKE = {"format", "kind", "columns", "tags", "guess", "sheet", "encoding", "delimiter"}
 
 
 def evaluate(
@@ -55,7 +62,6 @@ def evaluate(
 
 def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None, data: Path | None) -> "Report":
     from tunewright.chat.partner import load_tuned, weights_folder
-    from tunewright.config.load import load_config
     from tunewright.data.encode import prepare
     from tunewright.evaluate.report import build_report
     from tunewright.evaluate.run import (
@@ -69,7 +75,7 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None
     from tunewright.models.load import load_tokenizer, on_device
 
     weights, which = weights_folder(run, checkpoint)
-    config = _on_data(load_config(run.config_path, overrides), data)
+    config = _config_of(run, overrides, data)
     if run.template_source.strip():  # empty for raw text with a model that has no template
         config.data.template = str(run.template_path.absolute())
     tokenizer = load_tokenizer(run.model_folder)
@@ -95,8 +101,8 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
     from tunewright.models.resolve import resolve_model
 
-    given = {"model": {"name": name}, "data": {"train": str(data)}}
-    config = _on_data(load_config(None, overrides, given), data)
+    config = load_config(None, overrides, {"model": name, "data": _absolute(data)})
+    config.data.validation = None  # nothing was trained on: all of it is measured
     folder = resolve_model(config.model, Path.cwd())
     tokenizer = load_tokenizer(folder.path)
     prepared = prepare(config, tokenizer, eos_ids(folder.path, tokenizer), Path.cwd())
@@ -106,19 +112,40 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     return {"base": numbers, "summary": summary_line(numbers), "warnings": []}
 
 
-def _on_data(config: "RunConfig", data: Path | None) -> "RunConfig":
-    """The config with all its data replaced by one file, nothing of it held out."""
-    from tunewright.config.schema import SourceConfig
+def _config_of(run: "RunFolder", overrides: list[str], data: Path | None) -> "RunConfig":
+    """The run's config, measured as the overrides say, with all its data replaced by the file `data` if there is one.
 
-    if data is None:
-        return config
+    Raises UsageError for a setting that would change which rows count as held out, or nothing at all.
+    """
+    from tunewright.config.load import load_config
+    from tunewright.evaluate.comparison import flatten
+
+    given = [] if data is None else _replace_data(run.config, data)
+    config = load_config(run.config_path, [*given, *overrides])
+    before, after = (flatten(one.model_dump()) for one in (load_config(run.config_path, given), config))
+    allowed = MEASURING if data is None else (*MEASURING, *READING)
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key) and not key.startswith(allowed):
+            known = ", ".join(f"{name}*" if name.endswith(".") else name for name in allowed)
+            other = "; for other data, name it with --data FILE" if data is None else ""
+            raise UsageError(f"{key}: {run.path} is measured as it was trained, and only {known} can be set{other}")
+    return config
+
+
+def _replace_data(config: "RunConfig", data: Path) -> list[str]:
+    """Overrides that put one file in the place of all data, nothing of it held out."""
+    from tunewright.config.overrides import as_override
+
+    same_kind = [source for source in config.data.train[:1] if Path(source.path).suffix == data.suffix]
+    like = same_kind[0].model_dump(include=LIKE) if same_kind else {}
+    values = {"train": [{**like, "path": _absolute(data)}], "validation": None, "registry": None, "use": []}
+    return [as_override(f"data.{key}", value) for key, value in values.items()]
+
+
+def _absolute(data: Path) -> str:
     if not data.is_file():
         raise UsageError(f"--data: there is no file {data}")
-    # column names and sheet of the run apply to a file of the same kind only
-    like = next((source for source in config.data.train[:1] if Path(source.path).suffix == data.suffix), None)
-    chosen = (like or SourceConfig(path=data.name)).model_copy(update={"path": str(data.absolute())})
-    changes = {"train": [chosen], "validation": None, "registry": None, "use": []}
-    return config.model_copy(update={"data": config.data.model_copy(update=changes)}, deep=True)
+    return str(data.absolute())
 
 
 def _material(config: "RunConfig", tokenizer: Any, prepared: "Prepared", all_of_it: bool) -> "Material":

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.cli.output import moment, number, print_json, print_table
+from tunewright.errors import UsageError
 from tunewright.units import duration
 
 
@@ -16,6 +17,11 @@ def show(
 ) -> None:
     """Show a run's summary, or a recipe or config with every default filled in."""
     if Path(target).is_dir():
+        if overrides:
+            raise UsageError(
+                f"{overrides[0]}: {target} is a run, which nothing changes any more; "
+                f"show its config instead: tunewright show {target}/config.yaml {overrides[0]}"
+            )
         show_run(Path(target), as_json)
     else:
         show_config(Path(target), overrides or [], as_json)
@@ -23,7 +29,7 @@ def show(
 
 def show_config(path: Path, overrides: list[str], as_json: bool) -> None:
     """Print the whole config as it would train, and where each value that is no default comes from."""
-    from tunewright.config.load import describe_overrides, dump_config, read_config
+    from tunewright.config.load import dump_config, non_defaults, read_config
 
     read = read_config(path, overrides)
     if as_json:
@@ -31,7 +37,7 @@ def show_config(path: Path, overrides: list[str], as_json: bool) -> None:
         return
     print(dump_config(read.config))
     print("# Not a default:")
-    for setting in describe_overrides(read):
+    for setting in non_defaults(read):
         print(f"#   {setting}")
 
 
@@ -43,7 +49,9 @@ def show_run(path: Path, as_json: bool) -> None:
     from tunewright.runs.index import summarise
 
     run = RunFolder.open(path)
-    summary, status = summarise(run), run.status()
+    summary = summarise(run)
+    metrics = [] if summary.state == "unreadable" else run.metrics()
+    seconds = metrics[-1].get("seconds") if metrics else None  # in steps: a pause before a resume is none of it
     report: dict[str, Any] = orjson.loads(run.report_json.read_bytes()) if run.report_json.exists() else {}
     checkpoints = [folder.name for folder in run.checkpoints()]
     if as_json:
@@ -52,14 +60,12 @@ def show_run(path: Path, as_json: bool) -> None:
     print(f"{summary.path}: {summary.state}, step {summary.step} of {summary.total_steps}")
     if summary.reason:
         print(f"  {summary.reason}")
-    took = (
-        f", {duration((status.get('ended') or status['heartbeat']) - status['started'])}" if "started" in status else ""
-    )
     rows = [
         ("model", summary.model),
         ("data", summary.data),
         ("method", summary.tuning),
-        ("started", moment(summary.started) + took),
+        ("started", moment(summary.started)),
+        ("training time", duration(seconds) if seconds else ""),
         ("train loss", number(summary.train_loss)),
         ("validation loss", number(summary.validation_loss)),
         ("samples/s", number(summary.samples_per_second, 2)),
@@ -78,4 +84,9 @@ def print_report(report: dict[str, Any]) -> None:
     names = [name for name, value in tuned.items() if isinstance(value, int | float)]
     if names:
         print()
-        print_table(["report", "base", "tuned"], [[n, number(base.get(n)), number(tuned[n])] for n in names], "  ")
+        print_table(["report", "base", "tuned"], [[n, _shown(base.get(n)), _shown(tuned[n])] for n in names], "  ")
+
+
+def _shown(value: float | None) -> str:
+    """A count as it is, any other number with decimals."""
+    return f"{value:,}" if isinstance(value, int) else number(value)

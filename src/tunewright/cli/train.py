@@ -32,7 +32,8 @@ def train(
 ) -> None:
     """Fine-tune a model on your data."""
     from tunewright.cli.progress import Progress
-    from tunewright.config.load import as_override, describe_overrides, read_config, split_arguments
+    from tunewright.config.load import non_defaults, read_config
+    from tunewright.config.overrides import as_override, split_arguments
     from tunewright.engine.processes import Processes
     from tunewright.engine.start import make_ready, start
     from tunewright.errors import UsageError
@@ -46,7 +47,7 @@ def train(
     flags = {"model": model, "data.train": data, "output": output}
     read = read_config(path, [*(as_override(key, value) for key, value in flags.items() if value), *overrides])
     with Progress(shown=Processes().is_main) as progress:
-        for setting in describe_overrides(read):
+        for setting in non_defaults(read):
             progress.say(f"  {setting}")
         ready = make_ready(read.config, Path.cwd())
         show_ready(ready, progress)
@@ -76,10 +77,11 @@ def show_ready(ready: "Ready", progress: "Progress") -> None:
             "so validation will look better than the model is: hold out a file of other rows"
         )
     train, validation = ready.prepared.train, ready.prepared.validation
-    progress.say(
-        f"  {len(train):,} examples to train on with {train.supervised_tokens:,} trained tokens, {len(validation):,} "
-        "held out; every answer ends with a stop token"
-    )
+    counts = f"to train on with {train.supervised_tokens:,} trained tokens, {len(validation):,} held out"
+    if ready.config.method.stage == "pt":
+        progress.say(f"  {len(train):,} windows of the documents {counts}")
+    else:
+        progress.say(f"  {len(train):,} examples {counts}; every answer ends with a stop token")
     progress.say("plan")
     for line in ready.plan.lines():
         progress.say(f"  {line}")

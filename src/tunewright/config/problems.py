@@ -1,15 +1,16 @@
 """Turn pydantic's errors about a config into sentences: place, dotted key, what is wrong, what to write instead."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from tunewright.config.keys import Key, Origins, dotted, leaves, locate, long_key
 from tunewright.config.schema import RunConfig
 
-Key = tuple[str | int, ...]
+LONGEST_SHOWN = 60  # characters of a text that is not what it should be
 
 # What people write who come from other tools.
 SYNONYMS = {
@@ -35,11 +36,7 @@ SYNONYMS = {
 }
 
 
-def dotted(key: Key) -> str:
-    return ".".join(str(part) for part in key)
-
-
-def explain(error: ValidationError, origins: dict[Key, str], source: str) -> list[str]:
+def explain(error: ValidationError, origins: Origins, source: str) -> list[str]:
     """One sentence for each mistake; `source` is named where no line is known."""
     sentences: dict[Key, str] = {}
     for details in error.errors():
@@ -50,43 +47,33 @@ def explain(error: ValidationError, origins: dict[Key, str], source: str) -> lis
                 details |= {"loc": union, "type": "union", "input": value}
             elif details["loc"][len(union)] != section.__name__:
                 continue  # a mapping was given: only its keys are worth a word
-        key = _shown_key(details["loc"], origins)
-        sentences.setdefault(key, f"{_place(key, origins, source)}: {dotted(key)}: {_sentence(details)}")
+            else:
+                details["loc"] = union + details["loc"][len(union) + 1 :]  # without pydantic's name of the branch
+        place, key = _place(details["loc"], origins, source)
+        sentences.setdefault(key, f"{place}: {dotted(key)}: {_sentence(details)}")
     return list(sentences.values())
 
 
-def misplaced_booleans(leaves: Iterable[tuple[Key, Any]], origins: dict[Key, str]) -> list[str]:
+def misplaced_booleans(tree: Mapping[str, Any], origins: Origins, source: str) -> list[str]:
     """Sentences about true or false where a number belongs: pydantic would read them as 1 and 0."""
-    wrong = [key for key, value in leaves if isinstance(value, bool) and bool not in _types(_annotation(key)[0])]
-    numbers = [key for key in wrong if {int, float} & _types(_annotation(key)[0])]
-    return [f"{_place(key, origins, '')}: {dotted(key)}: must be a number, not true or false" for key in numbers]
+    sentences = []
+    for key, value in leaves(tree):
+        types = _types(_annotation(key)[0])
+        if isinstance(value, bool) and bool not in types and {int, float} & types:
+            place, shown = _place(key, origins, source)
+            sentences.append(f"{place}: {dotted(shown)}: must be a number, not true or false")
+    return sentences
 
 
-def nearest_origin(key: Key, origins: dict[Key, str]) -> Key | None:
-    """The longest known path whose parts all stand in `key` in order: short forms have fewer parts than the schema."""
-    return max((known for known in origins if _is_within(known, key)), key=len, default=None)
-
-
-def _is_within(known: Key, key: Key) -> bool:
-    parts = iter(key)
-    return all(part in parts for part in known)
-
-
-def _place(key: Key, origins: dict[Key, str], source: str) -> str:
-    found = nearest_origin(key, origins)
-    return origins[found] if found else source
-
-
-def _shown_key(loc: Key, origins: dict[Key, str]) -> Key:
-    """The key as the user wrote it, where a short form was used; otherwise as the schema has it."""
-    loc = tuple(part for part in loc if not isinstance(part, str) or (part.isidentifier() and not part[0].isupper()))
-    found = nearest_origin(loc, origins)
-    return found if found and found[-1] == loc[-1] else loc
+def _place(key: Key, origins: Origins, source: str) -> tuple[str, Key]:
+    """Where a value was given, and its key as it is written there; where only a section was, as the schema has it."""
+    own, nearest = origins.get(long_key(key)), locate(key, origins)
+    return nearest.place if nearest else source, own.written if own else key
 
 
 def _sentence(details: Mapping[str, Any]) -> str:
     value, context, loc = details["input"], details.get("ctx", {}), details["loc"]
-    shown = f"{value!r}" if isinstance(value, str) else _spell(value)
+    shown = _spell(value)
     match details["type"]:
         case "missing":
             description = _field_description(loc)
@@ -108,13 +95,13 @@ def _sentence(details: Mapping[str, Any]) -> str:
         case "string_type":
             return f"must be text, not {shown}" + ("" if isinstance(value, (dict, list)) else "; put it in quotes")
         case "greater_than":
-            return f"must be greater than {context['gt']:g}, not {shown}"
+            return f"must be greater than {_bound(context['gt'])}, not {shown}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']:g}, not {shown}"
+            return f"must be at least {_bound(context['ge'])}, not {shown}"
         case "less_than":
-            return f"must be less than {context['lt']:g}, not {shown}"
+            return f"must be less than {_bound(context['lt'])}, not {shown}"
         case "less_than_equal":
-            return f"must be at most {context['le']:g}, not {shown}"
+            return f"must be at most {_bound(context['le'])}, not {shown}"
         case "too_short" | "string_too_short":
             return "must not be empty"
         case "list_type":
@@ -131,7 +118,13 @@ def _sentence(details: Mapping[str, Any]) -> str:
             return f"{details['msg']}, not {shown}"
 
 
+def _bound(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _spell(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}…")
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -140,9 +133,11 @@ def _spell(value: Any) -> str:
 
 
 def _suggest_key(loc: Key) -> str:
-    name = str(loc[-1])
+    name = str(loc[-1]).lower().replace("-", "_")
     model = _model_at(loc[:-1]) or RunConfig
     here = list(model.model_fields)
+    if name in here:
+        return f"did you mean {name}?"
     if name in SYNONYMS:
         return f"did you mean {SYNONYMS[name]}?"
     elsewhere = {known.split(".")[-1]: known for known in reversed(list(_all_keys(RunConfig)))}

@@ -1,7 +1,7 @@
 """The one config model: every key of a RUN.yaml, with its help sentence beside it.
 
-The page, the docs, `--help` and the JSON schema derive from the descriptions here.
-Reading YAML, overrides and error messages live in `config/load.py`.
+The config page of the docs and the JSON schema derive from the descriptions here.
+`config/load.py` reads a file and overrides into it.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,6 +11,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+def long_data(value: Any) -> Any:
+    """`data` with its short forms written out: FILE, a list of files, and the keys of one source beside the others."""
+    if isinstance(value, (str, list)):
+        value = {"train": value}
+    if not isinstance(value, dict):
+        return value
+    long = dict(value)
+    if "train" not in long and "path" in long:
+        long["train"] = {key: long.pop(key) for key in SourceConfig.model_fields if key in long}
+    elif "train" not in long and "registry" in long:
+        long["train"] = []
+    if "train" in long:
+        sources = long["train"] if isinstance(long["train"], list) else [long["train"]]
+        long["train"] = [_long_source(source) for source in sources]
+    if "validation" in long:
+        long["validation"] = _long_source(long["validation"])
+    return long
+
+
+def _long_source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
 
 
 class ModelConfig(Section):
@@ -153,19 +176,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
-        """`data: {path: …, columns: …}` means one training source; a registry may stand alone."""
-        if isinstance(value, dict) and "path" in value and "train" not in value:
-            keys = [key for key in SourceConfig.model_fields if key in value]
-            value = {**{k: v for k, v in value.items() if k not in keys}, "train": {k: value[k] for k in keys}}
-        if isinstance(value, dict) and "registry" in value and "train" not in value:
-            value = {**value, "train": []}
-        return value
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _train_list(cls, value: Any) -> Any:
-        items = value if isinstance(value, list) else [value]
-        return [{"path": item} if isinstance(item, str) else item for item in items]
+        return long_data(value)
 
     @field_validator("train")
     @classmethod
@@ -174,10 +185,12 @@ class DataConfig(Section):
             raise ValueError("must not be empty")
         return value
 
-    @field_validator("validation", mode="before")
+    @field_validator("template")
     @classmethod
-    def _validation_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+    def _template_name(cls, value: str) -> str:
+        if any(mark in value for mark in ("{{", "{%", "\n")):
+            raise ValueError("must be a name or the path of a file with the Jinja text")
+        return value
 
     @field_validator("validation")
     @classmethod
@@ -222,7 +235,9 @@ class TrainConfig(Section):
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps over which the rate rises from zero.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    seed: int = Field(42, ge=0, description="Decides order, split, adapters and samples.")
+    seed: int = Field(
+        42, ge=0, le=2**63 - 1, description="Decides split, order, which examples are drawn, adapters and dropout."
+    )
     save_steps: int = Field(100, ge=1, description="Write a checkpoint every so many steps.")
     keep_checkpoints: int = Field(3, ge=1, description="How many checkpoints to keep; the newest survive.")
     evaluate_steps: Annotated[int, Field(ge=1)] | None = Field(
@@ -277,11 +292,6 @@ class RunConfig(Section):
     @classmethod
     def _model_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _data_path(cls, value: Any) -> Any:
-        return {"train": value} if isinstance(value, (str, list)) else value
 
     @property
     def learning_rate(self) -> float:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import orjson
 
-from tunewright.config.load import PROVENANCE, load_config, read_yaml, to_yaml
+from tunewright.config.load import PROVENANCE, load_config
 from tunewright.config.schema import RunConfig, SourceConfig
+from tunewright.config.yaml import read_yaml, to_yaml
 from tunewright.errors import RunError, UsageError
 from tunewright.files import write_atomic
 from tunewright.runs.checkpoints import step_folders
