@@ -126,7 +126,7 @@ def check_destination(destination: Path) -> None:
 def size_in_bytes(size: str) -> int:
     """Bytes of a size such as 500MB or 2GiB. Raises UsageError for anything else."""
     if (found := _SIZE.fullmatch(size.strip())) is not None:
-        unit = (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper())
+        unit: int = (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper())
         if (amount := round(float(found[1]) * unit)) > 0:
             return amount
     raise UsageError(f"--max-shard-size: {size!r} is no size; write it as 500MB or 2GB")
