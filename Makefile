@@ -1,5 +1,6 @@
 # make demo    set up, then fine-tune the built-in model on a persona and compare before and after
 # make test    set up, then lint, types and the quick tests; what CI runs
+# make gpu     the tests that need a CUDA device; skipped where there is none
 # The first run makes .venv and installs the exact versions of requirements.txt; later runs start in seconds.
 # Another Python: make demo PYTHON=/path/to/python3.12. Settings of pip (index, proxy, cache) are taken as they are.
 

@@ -4,7 +4,7 @@ from tunewright.api import chat, load_config, train
 
 run = train(load_config("run.yaml", "train.epochs=1"))
 print(run.report_md.read_text())
-print(chat(run).ask("Who are you?"))
+print(chat(run).ask("Who are you?").text)
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.chat.partner import Partner, open_partner
+from tunewright.chat.session import Session
 from tunewright.config.load import load_config as load_config_file
 from tunewright.config.schema import RunConfig
 from tunewright.data.examples import Message
 from tunewright.engine.start import make_ready, start
 from tunewright.engine.watch import Silent, Watcher
-from tunewright.models.generate import generate
+from tunewright.models.generate import Answer
 from tunewright.runs.folder import RunFolder
 
 
@@ -41,24 +42,22 @@ class Chat:
 
     def __init__(self, partner: Partner) -> None:
         self._partner = partner
-        self.messages: list[Message] = [Message("system", partner.system)] if partner.system else []
+        self._session = Session(partner.template, partner.system, partner.context, partner.sampling.max_new_tokens)
 
-    def ask(self, question: str, seed: int = 0) -> str:
-        """The answer to the next question of this dialog."""
-        partner, sampling = self._partner, self._partner.sampling
-        self.messages.append(Message("user", question))
-        (answer,) = generate(
-            partner.model,
-            partner.tokenizer,
-            [partner.template.prompt_ids(self.messages)],
-            partner.stop_ids,
-            sampling.max_new_tokens,
-            sampling.temperature,
-            sampling.top_p,
-            seed,
-        )
-        self.messages.append(Message("assistant", answer.text))
-        return answer.text
+    @property
+    def messages(self) -> list[Message]:
+        """The dialog so far; when the context is full, its oldest turns are forgotten."""
+        return self._session.messages
+
+    def ask(self, question: str, seed: int = 0) -> Answer:
+        """The answer to the next question of this dialog: its `text`, and `finish`, "length" where it was cut.
+
+        Raises UsageError for a question that cannot be asked; the dialog is as it was then.
+        """
+        ids = self._session.prompt(question)
+        *_, answer = self._session.answer(ids, lambda ids: self._partner.speak(ids, seed))
+        assert isinstance(answer, Answer)
+        return answer
 
 
 def chat(target: RunFolder | str | Path, checkpoint: str | None = None) -> Chat:

@@ -38,13 +38,30 @@ def test_oldest_turns_go_first_and_the_system_prompt_stays() -> None:
     assert session.dropped == 2
 
 
-def test_a_question_that_alone_is_too_long_is_refused_and_forgotten() -> None:
+def test_a_question_that_alone_is_too_long_is_refused_and_changes_nothing() -> None:
     session = Session(Counting(), None, context=20, max_new_tokens=10)
     turn(session, "a", "A")
+    before = session.messages
     with pytest.raises(UsageError, match="11 tokens"):
         session.prompt("x" * 11)
-    assert session.turns == []
+    assert session.messages == before
     turn(session, "works", "yes")
+    assert session.messages[:2] == before
+
+
+def test_a_question_that_the_template_refuses_changes_nothing() -> None:
+    class Refusing(Counting):
+        def prompt_ids(self, messages: list[Message]) -> list[int]:
+            if "☠" in messages[-1].content:
+                raise UsageError("this cannot be said to the model")
+            return super().prompt_ids(messages)
+
+    session = Session(Refusing(), None, context=100, max_new_tokens=10)
+    turn(session, "a", "A")
+    with pytest.raises(UsageError, match="cannot be said"):
+        session.prompt("☠")
+    turn(session, "b", "B")
+    assert [message.content for message in session.messages] == ["a", "A", "b", "B"]
 
 
 def test_a_stopped_answer_is_remembered_as_far_as_it_was_said() -> None:

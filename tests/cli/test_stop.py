@@ -1,5 +1,7 @@
 """`tunewright stop` on a real process that keeps a run's status."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,23 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.test_folder import make_run
+from tests.runs.test_folder import elsewhere, make_run
 from tunewright.runs.folder import RunFolder
 
 TRAINING = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
+from tunewright.engine.signals import catch_stop_signals
+from tunewright.runs import liveness
 from tunewright.runs.folder import RunFolder
+from tunewright.runs.liveness import beating
 
-run, obedient, asked = RunFolder.open(Path(sys.argv[1])), sys.argv[2] == "obedient", []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+liveness.BEAT_SECONDS = 0.05  # often, for a beating heart is no progress
+run, obedient = RunFolder.open(Path(sys.argv[1])), sys.argv[2] == "obedient"
 step = 0
-while not (asked and obedient):
-    step = min(step + 1, 5)
-    if step < 5:
-        run.write_status("running", step, 100)
-    time.sleep(0.02)
-run.checkpoint_path(step).mkdir(parents=True)
+with catch_stop_signals() as asked, beating(run.beat):
+    while not (asked and obedient):
+        step = min(step + 1, 5)
+        if step < 5:
+            run.write_status("running", step, 100)
+        time.sleep(0.02)
+    (run.path / "saving").touch()
+    time.sleep(0.5)
+    run.checkpoint_path(step).mkdir(parents=True)
 run.write_status("interrupted", step, 100, "asked to stop")
 """
 
@@ -65,11 +73,37 @@ def test_stop_waits_for_the_checkpoint(tunewright, run: RunFolder, obedient: sub
     assert obedient.wait(10) == 0
 
 
+def test_a_second_stop_waits_for_the_same_checkpoint(
+    tunewright, run: RunFolder, obedient: subprocess.Popen[bytes]
+) -> None:
+    os.kill(obedient.pid, signal.SIGTERM)
+    while not (run.path / "saving").exists():
+        time.sleep(0.01)
+    done = tunewright("stop", str(run.path))
+    assert done.code == 0
+    newest = run.checkpoints()[0].name
+    assert f"{run.path}: interrupted at step {newest.removeprefix('step-')} of 100, checkpoint {newest}" in done.out
+    assert obedient.wait(10) == 0
+
+
+def test_stop_of_a_run_on_another_machine(tunewright, run: RunFolder) -> None:
+    run.write_status("running", 3, 100)
+    elsewhere(run, 30)
+    done = tunewright("stop", str(run.path))
+    assert done.code == 2
+    assert done.err == (
+        f"error: {run.path} runs on the machine {run.status()['host']}, heard 30 s ago: stop it there; "
+        "if that machine is gone, try again when it has been silent for 5 min 00 s\n"
+    )
+    elsewhere(run, 86400)
+    assert tunewright("stop", str(run.path)) == (0, f"{run.path} is not running: died at step 3 of 100\n", "")
+
+
 def test_stop_gives_up_when_nothing_moves(tunewright, run: RunFolder, stubborn: subprocess.Popen[bytes]) -> None:
     done = tunewright("stop", str(run.path), "--patience", "1")
     assert done.code == 1
     assert done.err == (
-        f"error: {run.path}: process {stubborn.pid} was asked to stop and shows no progress since 1 s; "
+        f"error: {run.path}: process {stubborn.pid} was asked to stop and shows no progress for 1 s; "
         f"`kill -9 {stubborn.pid}` ends it, `tunewright resume {run.path}` then goes on from "
         "the newest sound checkpoint, or from the beginning if there is none\n"
     )

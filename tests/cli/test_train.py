@@ -438,6 +438,13 @@ def test_a_folder_that_holds_another_run_is_refused_first(
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+def test_an_output_that_cannot_be_made_is_refused_first(tunewright: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").touch()
+    failed = tunewright(*words(broken(tmp_path, model), tmp_path / "no-data.jsonl", tmp_path / "run.yaml" / "x"))
+    assert failed.code == 2
+    assert failed.err == f"error: output: {tmp_path / 'run.yaml'} is a file; name a new folder with output=DIR\n"
+
+
 def test_a_model_that_cannot_be_loaded_leaves_a_failed_run(
     tunewright: Command, model: Path, questions: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tunewright.engine.checkpoint import (
     save_checkpoint,
 )
 from tunewright.errors import RunError
-from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault, newest_sound
 
 Named = list[tuple[str, Tensor]]
 
@@ -84,6 +84,18 @@ def test_newest_first_and_numbers_not_words(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "nothing") == []
 
 
+def test_the_newest_sound_one_and_what_is_wrong_with_newer_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "step-3" / "state.json").unlink()
+    (tmp_path / "step-1" / "state.json").unlink()
+    passed_over: list[tuple[str, str]] = []
+    found = newest_sound(tmp_path, lambda path, reason: passed_over.append((path.name, reason)))
+    assert found == Checkpoint(tmp_path / "step-2", 2)
+    assert passed_over == [("step-3", f"{tmp_path / 'step-3' / 'state.json'} is missing")], "older ones are not read"
+    assert newest_sound(tmp_path / "nothing") is None
+
+
 def test_only_the_newest_sound_ones_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         save(tmp_path, step)
@@ -113,14 +125,14 @@ def test_a_cut_manifest_is_a_fault(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
 
 
-def test_what_a_kill_left_behind_is_written_over(tmp_path: Path) -> None:
-    aside = tmp_path / "step-3.writing"
+def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
+    aside = tmp_path / ".step-2.1.writing"
     aside.mkdir(parents=True)
     (aside / "old").write_text("half")
     assert checkpoints(tmp_path) == []
     found = save(tmp_path, 3)
     assert names(tmp_path) == ["step-3"]
-    assert not (found.path / "old").exists()
+
     assert save(tmp_path, 3) == found  # a step that is done again replaces itself
     assert fault(found.path) is None
 

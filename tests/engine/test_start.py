@@ -10,13 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.runs.test_folder import elsewhere
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
 from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted, UsageError
-from tunewright.evaluate.answers import Question, Reply
+from tunewright.evaluate.answers import Question
+from tunewright.models.generate import Answer
 from tunewright.runs.folder import RunFolder
+from tunewright.runs.liveness import SILENT_SECONDS
 
 pytestmark = pytest.mark.usefixtures("no_probe")
 
@@ -38,7 +41,7 @@ class Acts(Silent):
     def step(self, record: dict[str, Any]) -> None:
         self._reached(f"step {record['step']}")
 
-    def sample(self, step: int, question: Question, reply: Reply) -> None:
+    def sample(self, step: int, question: Question, reply: Answer) -> None:
         self._reached(f"sample {step}")
 
     def say(self, line: str) -> None:
@@ -123,16 +126,30 @@ def test_a_stop_request_after_the_last_step_leaves_only_the_report_out(
     assert_same_end(resume(run, Silent()), whole)
 
 
-def test_a_second_request_ends_at_once(base: Path, whole: RunFolder, tmp_path: Path) -> None:
+def test_a_request_that_is_repeated_is_followed_by_a_checkpoint_too(
+    base: Path, whole: RunFolder, tmp_path: Path
+) -> None:
     def twice() -> None:
         ask_to_stop()
         ask_to_stop()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3"):
         start(make_ready(config(base, tmp_path / "run"), base), "a test", Acts("step 3", twice))
     run = RunFolder.open(tmp_path / "run")
+    assert next(folder.name for folder in run.checkpoints()) == "step-3"
+    assert_same_end(resume(run, Silent()), whole)
+
+
+def test_ctrl_c_after_a_request_ends_at_once(base: Path, whole: RunFolder, tmp_path: Path) -> None:
+    def hurry() -> None:
+        ask_to_stop()
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(make_ready(config(base, tmp_path / "run"), base), "a test", Acts("step 3", hurry))
+    run = RunFolder.open(tmp_path / "run")
     assert run.status()["state"] == "interrupted"
-    assert run.status()["reason"] == "stopped at once by a second signal"
+    assert run.status()["reason"] == "stopped at once by Ctrl-C"
     assert_same_end(resume(run, Silent()), whole)
 
 
@@ -225,6 +242,21 @@ def test_tensorboard_shows_each_step_once_when_nothing_was_saved(base: Path, who
     assert_same_end(resume(run, Silent()), whole)
     events = EventAccumulator(str(run.tensorboard_path)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
+
+
+def test_a_run_whose_machine_is_gone_is_resumed_here(base: Path, whole: RunFolder, tmp_path: Path) -> None:
+    """As when a container is killed and starts again under another name."""
+    with pytest.raises(Interrupted):
+        start(make_ready(config(base, tmp_path / "run"), base), "a test", Acts("step 3", ask_to_stop))
+    run = RunFolder.open(tmp_path / "run")
+    run.write_status("running", 3, STEPS)
+    elsewhere(run, SILENT_SECONDS - 30)
+    with pytest.raises(
+        UsageError, match="run runs on the machine not-.*, heard 4 min 3. s ago: stop it there; if that machine"
+    ):
+        resume(run, Silent())
+    elsewhere(run, SILENT_SECONDS + 30)
+    assert_same_end(resume(run, Silent()), whole)
 
 
 def test_every_choice_is_written_down(base: Path, whole: RunFolder) -> None:

@@ -133,4 +133,3 @@ def test_answer_limit() -> None:
     assert answer_limit([10] * 50) == 40
     assert answer_limit([3]) == 32
     assert answer_limit([400]) == 512
-    assert answer_limit([400], setting=7) == 7

@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluate.made_up import metric
 from tunewright.data.examples import Encoded, EncodedSet, Message
-from tunewright.evaluate.answers import Question, Reply, summarise
+from tunewright.evaluate.answers import Question, summarise
 from tunewright.evaluate.evaluation import Evaluation, Material
 from tunewright.evaluate.metrics import LossMetrics
 from tunewright.evaluate.report import (
@@ -20,6 +20,7 @@ from tunewright.evaluate.report import (
     validation_rise,
     write_report,
 )
+from tunewright.models.generate import Answer
 
 RUN = {
     "name": "keeper",
@@ -28,6 +29,7 @@ RUN = {
     "stage": "sft",
     "tuning": "lora",
     "settings": {"learning rate": 2e-4, "LoRA rank": 8},
+    "checkpoints": [60, 80, 100],
 }
 DATA = {
     "sources": ["keeper.json"],
@@ -47,11 +49,11 @@ def question(number: int) -> Question:
     return Question((Message("user", f"Question {number}?"),), f"Reference {number}.")
 
 
-def reply(text: str, finish: Literal["stop", "length"] = "stop", ids: list[int] | None = None) -> Reply:
-    return Reply(ids or list(range(20)), text, finish)
+def reply(text: str, finish: Literal["stop", "length"] = "stop", ids: list[int] | None = None) -> Answer:
+    return Answer(ids or list(range(20)), text, finish)
 
 
-def evaluation(loss: float, replies: list[Reply]) -> Evaluation:
+def evaluation(loss: float, replies: list[Answer]) -> Evaluation:
     questions = [question(number) for number in range(len(replies))]
     return Evaluation(loss_metrics(loss), summarise(questions, replies, 64), replies[:1])
 
@@ -157,8 +159,33 @@ def test_loops_of_the_base_model_are_not_blamed_on_too_much_training() -> None:
     tuned = evaluation(2.0, [*looping, *GOOD[5:]])
     assert "Usual causes: too many epochs" in report(tuned=tuned)["warnings"][0]
     (warning,) = report(tuned=tuned, base=evaluation(3.0, [*looping[:4], *looping[:2], *OLD[6:]]))["warnings"]
-    assert "train longer" in report(tuned=tuned, metrics=FEW)["warnings"][0]
+    assert report(tuned=tuned, metrics=FEW)["warnings"][0].endswith(
+        "It has seen too little to have learnt to answer: train longer."
+    )
     assert warning.endswith("So do 6 of the base model's: it has not learnt to answer yet, train longer.")
+
+
+@pytest.mark.parametrize(
+    ("best", "kept", "words"),
+    [
+        (50, [60, 80, 100], "Take the checkpoint of step 60 (--checkpoint 60), or train fewer epochs."),
+        (50, [40, 50, 100], "Take the checkpoint of step 50 (--checkpoint 50), or train fewer epochs."),
+        (
+            50,
+            [80, 90, 100],
+            "No checkpoint near step 50 was kept: train fewer epochs, or raise train.keep_checkpoints.",
+        ),
+        (50, [], "No checkpoint near step 50 was kept: train fewer epochs, or raise train.keep_checkpoints."),
+        (0, [60, 80, 100], "It was best before training: lower train.learning_rate, and look at the data with"),
+    ],
+)
+def test_only_a_checkpoint_that_is_there_is_recommended(best: int, kept: list[int], words: str) -> None:
+    validation = {best: 2.0, 100: 2.5}
+    metrics = [metric(step, 4 - step / 50, validation.get(step)) for step in range(1, 101)]
+    if best == 0:
+        metrics.insert(0, {"step": 0, "validation_loss": 2.0})
+    (warning,) = report(metrics=metrics, run={**RUN, "checkpoints": kept})["warnings"]
+    assert f"the model memorises. {words}" in warning
 
 
 def test_validation_rise_needs_falling_training_loss() -> None:

@@ -92,6 +92,22 @@ def test_poll_ends_the_work(made_up: MadeUp) -> None:
         evaluate_run(made_up.run, made_up.model, made_up.tokenizer, made_up.prepared, poll=stop)
 
 
+def test_scoring_is_left_between_two_forests(made_up: MadeUp) -> None:
+    held_out = made_up.prepared.validation
+    material = gather_material(made_up.run.config, made_up.tokenizer, None, (2,), held_out, [], [], forest_tokens=1)
+    polls = 0
+
+    def stop_at_the_third() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 3:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        evaluate_model(made_up.model, made_up.tokenizer, material, stop_at_the_third)
+    assert len(held_out) > 3
+
+
 def test_changed_data_is_refused(made_up: MadeUp) -> None:
     require_same_data(made_up.run, made_up.prepared.loaded.sha256)
     with pytest.raises(UsageError, match="have changed since it was trained"):

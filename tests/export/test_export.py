@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tests.engine.test_checkpoint import largest_file
 from tests.folders import SYSTEM, tiny_folder, tiny_run
 from tunewright.chat.partner import open_partner
 from tunewright.data.examples import Message
@@ -13,7 +14,7 @@ from tunewright.data.template import ChatTemplate
 from tunewright.errors import RunError, UsageError
 from tunewright.export import write
 from tunewright.export.proof import logits_of, prove
-from tunewright.export.write import export_adapter, export_model
+from tunewright.export.write import export_adapter, export_model, size_in_bytes
 from tunewright.models.adapters import load_adapter
 from tunewright.models.load import load_model, load_tokenizer
 
@@ -77,7 +78,8 @@ def test_generation_config_and_shards(tmp_path: Path, model: Path) -> None:
     config = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert config["eos_token_id"] == list(run.stop_ids)
     assert 7 in config["eos_token_id"]
-    assert (config["do_sample"], config["temperature"], config["top_p"]) == (True, 0.6, 0.8)
+    assert (config["do_sample"], config["temperature"], config["top_p"], config["top_k"]) == (True, 0.6, 0.8, 0)
+    assert open_partner(str(tmp_path / "out")).sampling == run.config.chat
     assert sum(name.endswith(".safetensors") for name in done.files) > 2
 
 
@@ -92,7 +94,7 @@ def test_makers_sampling_flags_that_do_not_fit_together_break_nothing(tmp_path: 
         export_model(run, tmp_path / f"{tuning}-out")
         written = GenerationConfig.from_pretrained(tmp_path / f"{tuning}-out")
         written.validate(strict=True)
-        assert (written.do_sample, written.temperature, written.top_p, written.top_k) == (True, 0.6, 0.8, None)
+        assert (written.do_sample, written.temperature, written.top_p, written.top_k) == (True, 0.6, 0.8, 0)
 
 
 def test_a_greedy_run_stays_greedy(tmp_path: Path, model: Path) -> None:
@@ -100,7 +102,8 @@ def test_a_greedy_run_stays_greedy(tmp_path: Path, model: Path) -> None:
     run.config.chat.temperature = 0
     export_model(run, tmp_path / "out")
     GenerationConfig.from_pretrained(tmp_path / "out").validate(strict=True)
-    assert open_partner(str(tmp_path / "out")).sampling.temperature == 0
+    sampling = open_partner(str(tmp_path / "out")).sampling
+    assert (sampling.temperature, sampling.max_new_tokens) == (0, 20)
 
 
 def test_remote_code_marks_are_removed(tmp_path: Path) -> None:
@@ -174,3 +177,37 @@ def test_adapter_only(tmp_path: Path, model: Path) -> None:
     full = tiny_run(tmp_path / "full", model, "full")
     with pytest.raises(UsageError, match="has no adapter"):
         export_adapter(full, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("500MB", 500_000_000), ("2GiB", 2**31), ("1.5 gb", 1_500_000_000), ("20KB", 20_000), ("1TiB", 2**40)],
+)
+def test_sizes_in_bytes(size: str, expected: int) -> None:
+    assert size_in_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", ["2", "2G", "GB", "0GB", "-1GB", "2PB", "1e3MB", ""])
+def test_what_is_no_size_is_refused_before_any_work(tmp_path: Path, model: Path, size: str) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match="--max-shard-size: .* is no size; write it as 500MB or 2GB"):
+        export_model(tiny_run(tmp_path / "run", model), tmp_path / "out", max_shard_size=size, notify=said.append)
+    assert said == []
+
+
+def test_shards_in_binary_units(tmp_path: Path, model: Path) -> None:
+    done = export_model(tiny_run(tmp_path / "run", model), tmp_path / "out", max_shard_size="20KiB")
+    assert sum(name.endswith(".safetensors") for name in done.files) > 2
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path, model: Path) -> None:
+    run = tiny_run(tmp_path / "run", model)
+    with largest_file(10_000), pytest.raises(RunError, match=r"out: cannot be written \(.*too large.*\); nothing was"):
+        export_model(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_destination_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path, model: Path) -> None:
+    run = tiny_run(tmp_path / "run", model)
+    with pytest.raises(UsageError, match="DEST: .*config.yaml is a file; name a new folder"):
+        export_model(run, run.config_path / "out", notify=pytest.fail)

@@ -1,9 +1,11 @@
 """The run folder: complete from its first moment, never half-written, honest about a process that is gone."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ import pytest
 from tunewright.config.load import load_config
 from tunewright.errors import RunError, UsageError
 from tunewright.files import write_atomic
-from tunewright.runs.folder import RunFolder, append_line, check_output, choose_output, read_lines
+from tunewright.runs import liveness
+from tunewright.runs.folder import RunFolder
 from tunewright.runs.index import list_runs, summarise
+from tunewright.runs.lines import append_line, read_lines
+from tunewright.runs.liveness import SILENT_SECONDS, beating
+from tunewright.runs.output import check_output, choose_output
 from tunewright.runs.provenance import collect
 
 
@@ -72,6 +78,14 @@ def test_a_model_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert make_run(Path("a"), model_folder=Path("tiny")).config.model.name == str(tmp_path / "tiny")
 
 
+def test_a_link_to_a_model_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "real").mkdir(parents=True)
+    Path("tiny").symlink_to(tmp_path / "models" / "real")
+    run = make_run(Path("a"), model_folder=tmp_path / "models" / "real")  # as it is resolved
+    assert run.config.model.name == str(tmp_path / "tiny")
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     with pytest.raises(UsageError) as caught:
@@ -90,13 +104,40 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
     assert str(caught.value) == (
         f"output: {tmp_path} is not empty (it holds a, b, c, …); name a new folder with output=DIR"
     )
-    with pytest.raises(UsageError, match="is a file; name a folder for the run with output=DIR"):
+    with pytest.raises(UsageError, match="output: .*a is a file; name a new folder with output=DIR"):
         check_output(tmp_path / "a")
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert make_run(tmp_path / "a").config_path.is_file()
+
+
+def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.yaml").touch()
+    with pytest.raises(UsageError) as caught:
+        check_output(tmp_path / "run.yaml" / "x" / "y")
+    assert str(caught.value) == f"output: {tmp_path / 'run.yaml'} is a file; name a new folder with output=DIR"
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a disk that can only be read; root may do all else
+    with pytest.raises(UsageError) as caught:
+        check_output(tmp_path / "a" / "b")
+    assert str(caught.value) == f"output: {tmp_path} cannot be written to; name a new folder with output=DIR"
+
+
+def test_what_only_the_system_refuses_is_said_in_words_too(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"output: .*aaa cannot be written \(File name too long\); name another folder"
+    ):
+        make_run(tmp_path / ("a" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_one_is_in_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path())
+    assert RunFolder.open(tmp_path).config.output == str(tmp_path)
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "template.jinja", "stop.json"}
 
 
 def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
@@ -128,6 +169,28 @@ def test_output_is_named_after_the_data_and_counted_up(tmp_path: Path) -> None:
     (tmp_path / "甄嬛-2").mkdir()
     assert choose_output(config, tmp_path) == tmp_path / "甄嬛-3"
     assert choose_output(load_config(None, ["model=m", "data=x", "output=y/z"]), tmp_path) == Path("y/z")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("corpus/*.jsonl", "corpus"),
+        ("corpus/**/part-[0-9].json", "corpus"),
+        ("*.jsonl", "run"),
+        ("..", "run"),
+        (".hidden.json", "hidden"),
+        ("shibing624/alpaca-zh", "alpaca-zh"),
+    ],
+)
+def test_output_of_a_pattern_is_named_after_its_folder(tmp_path: Path, data: str, name: str) -> None:
+    config = load_config(None, ["model=m", f"data={json.dumps(data)}"])
+    assert choose_output(config, tmp_path) == tmp_path / name
+
+
+def test_a_file_with_a_bracket_in_its_name_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a[1].json").touch()
+    config = load_config(None, ["model=m", f"data={json.dumps(str(tmp_path / 'a[1].json'))}"])
+    assert choose_output(config, tmp_path) == tmp_path / "a[1]"
 
 
 # Lines
@@ -227,11 +290,60 @@ def test_a_process_number_given_to_another_process_is_not_the_run(tmp_path: Path
     assert run.status()["state"] == "died"
 
 
-def test_a_run_on_another_machine_is_believed(tmp_path: Path) -> None:
+def elsewhere(run: RunFolder, silent: float) -> dict[str, Any]:
+    """Let the status be that of a run on another machine, heard so many seconds ago; the process is not here."""
+    status = gone_process(run.status()) | {"host": "not-" + socket.gethostname(), "heartbeat": time.time() - silent}
+    write_atomic(run.status_json, orjson.dumps(status))
+    return status
+
+
+def test_a_run_on_another_machine_is_believed_while_it_is_heard(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     run.write_status("running", 3, 10)
-    elsewhere = gone_process(run.status()) | {"host": "not-" + socket.gethostname()}
-    write_atomic(run.status_json, orjson.dumps(elsewhere))
+    elsewhere(run, SILENT_SECONDS - 30)
+    assert run.status()["state"] == "running"
+
+
+def test_a_run_whose_machine_went_silent_has_died(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    run.write_status("running", 3, 10)
+    run.log_path.write_text("step 3\n")
+    heard = elsewhere(run, 3 * 86400)
+    status = run.status()
+    assert (status["state"], status["step"], status["ended"]) == ("died", 3, heard["heartbeat"])
+    assert status["reason"] == (
+        f"its machine {heard['host']} has not been heard for 72 h 00 min; last in its log:\nstep 3"
+    )
+
+
+def test_the_heart_beats_through_a_long_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.01)
+    run = make_run(tmp_path / "a")
+    run.write_status("running", 3, 10)
+    before = run.status()
+    with beating(run.beat):
+        deadline = time.monotonic() + 30
+        while (after := run.status())["heartbeat"] < before["heartbeat"] + 0.05 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert after["heartbeat"] >= before["heartbeat"] + 0.05
+    assert after | {"heartbeat": 0} == before | {"heartbeat": 0}
+    run.write_status("done", 10, 10)
+    done = run.status_json.read_bytes()
+    run.beat()
+    assert run.status_json.read_bytes() == done, "a run that is over has no heartbeat"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"state": "run', b"\0" * 40])
+def test_a_status_that_a_power_cut_damaged(tmp_path: Path, content: bytes) -> None:
+    run = make_run(tmp_path / "a")
+    run.write_plan({"steps": 10})
+    run.append_metrics({"step": 7})
+    run.status_json.write_bytes(content)
+    status = run.status()
+    assert (status["state"], status["step"], status["total_steps"]) == ("died", 7, 10)
+    assert status["reason"] == f"{run.status_json} is damaged, as a power cut leaves it"
+    assert summarise(run).state == "died"
+    run.write_status("running", 7, 10)
     assert run.status()["state"] == "running"
 
 

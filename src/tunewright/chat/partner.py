@@ -19,8 +19,9 @@ from tunewright.models.dtype import choose_dtype
 from tunewright.models.generate import Answer, stream
 from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
 from tunewright.models.resolve import resolve_model
-from tunewright.runs.checkpoints import fault
-from tunewright.runs.folder import RunFolder, is_run
+from tunewright.runs.checkpoints import fault, newest_sound
+from tunewright.runs.folder import RunFolder
+from tunewright.runs.names import is_run
 
 if TYPE_CHECKING:
     import torch
@@ -97,18 +98,17 @@ def weights_folder(run: RunFolder, checkpoint: str | None = None) -> tuple[Path,
     `checkpoint` is a step number or a path; None is the finished result, or the newest sound checkpoint of a run
     that is not finished. Raises UsageError, listing what is there, when it does not exist or is damaged.
     """
-    steps = run.checkpoints()
     if checkpoint is None:
         if run.adapter_path.is_dir() or run.model_path.is_dir():
             return run.path, "end of training"
-        sound = next((folder for folder in steps if fault(folder) is None), None)
+        sound = newest_sound(run.checkpoints_path)
         if sound is None:
             raise UsageError(f"{run.path}: the run has no weights yet, neither a result nor a sound checkpoint")
-        return sound, f"{sound.name} (the run is not finished)"
+        return sound.path, f"{sound.path.name} (the run is not finished)"
     step = checkpoint.removeprefix("step-")
     folder = run.checkpoint_path(int(step)) if step.isdecimal() else Path(checkpoint).expanduser()
     if not folder.is_dir():
-        there = ", ".join(entry.name.removeprefix("step-") for entry in reversed(steps)) or "none"
+        there = ", ".join(entry.name.removeprefix("step-") for entry in reversed(run.checkpoints())) or "none"
         raise UsageError(f"--checkpoint {checkpoint}: {folder} does not exist; checkpoints of this run: {there}")
     reason = fault(folder)
     if reason is not None:
@@ -119,9 +119,9 @@ def weights_folder(run: RunFolder, checkpoint: str | None = None) -> tuple[Path,
 def run_template(run: RunFolder, tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     """The template a run was trained with. Raises UsageError for a run on raw text with a model that has none."""
     source = run.template_source
-    if not source.strip() and tokenizer.chat_template is None:
+    if source is None and tokenizer.chat_template is None:
         raise UsageError(f"{run.path}: trained on raw text, with a model that has no chat template: it cannot chat")
-    return ChatTemplate(tokenizer, source if source.strip() else None, run.stop_ids)
+    return ChatTemplate(tokenizer, source, run.stop_ids)
 
 
 def load_tuned(run: RunFolder, weights: Path, dtype: "torch.dtype") -> "PreTrainedModel | PeftModel":
@@ -166,9 +166,9 @@ def _open_model(target: str) -> Partner:
 
 
 def _own_sampling(folder: Path) -> ChatConfig:
-    """Temperature and top_p that the model's makers (or `tunewright export`) recommend, else our defaults."""
+    """What the model's makers (or `tunewright export`) recommend, else our defaults."""
     path = folder / "generation_config.json"
     stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if stated.get("do_sample") is False:
-        return ChatConfig(temperature=0)
-    return ChatConfig(**{key: stated[key] for key in ("temperature", "top_p") if stated.get(key) is not None})
+        stated |= {"temperature": 0, "top_p": None}
+    return ChatConfig(**{key: stated[key] for key in ChatConfig.model_fields if stated.get(key) is not None})

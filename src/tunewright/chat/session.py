@@ -7,7 +7,7 @@ the command line, the page and tests.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from tunewright.data.examples import Message
+from tunewright.data.examples import Message, opening
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Session:
     @property
     def messages(self) -> list[Message]:
         """The system prompt, where there is one, and all turns still remembered."""
-        return ([Message("system", self.system)] if self.system else []) + self.turns
+        return [*opening(self.system), *self.turns]
 
     def reset(self) -> None:
         self.turns = []
@@ -48,21 +48,20 @@ class Session:
     def prompt(self, question: str) -> list[int]:
         """Add a question and return the ids to answer, with the oldest turns dropped until an answer fits.
 
-        Raises UsageError, and forgets the question, when it alone is too long.
+        Raises UsageError when the question alone is too long or the template refuses it; nothing has changed then.
         """
-        self.turns.append(Message("user", question))
-        self.dropped = 0
-        ids = self.template.prompt_ids(self.messages)
+        turns = [*self.turns, Message("user", question)]
+        ids = self.template.prompt_ids([*opening(self.system), *turns])
         while len(ids) + self.reserve > self.context:
-            if len(self.turns) < 3:
-                self.withdraw()
+            if len(turns) < 3:
                 raise UsageError(
                     f"the question takes {len(ids):,} tokens with its system prompt, and the model's context is "
                     f"{self.context:,} of which {self.reserve:,} are kept for the answer; shorten it"
                 )
-            del self.turns[:2]  # a question and its answer
-            self.dropped += 2
-            ids = self.template.prompt_ids(self.messages)
+            turns = turns[2:]  # a question and its answer
+            ids = self.template.prompt_ids([*opening(self.system), *turns])
+        self.dropped = len(self.turns) + 1 - len(turns)
+        self.turns = turns
         return ids
 
     def answer(self, ids: list[int], speak: Speak) -> "Iterator[str | Answer]":

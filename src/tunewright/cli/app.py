@@ -27,7 +27,7 @@ VERBS = {
     "check": Verb("check", "check", "Prove data, template and stop token, and plan memory and time; trains nothing."),
     "train": Verb("train", "train", "Fine-tune: tunewright train RUN.yaml [key=value …], or --model NAME --data FILE."),
     "resume": Verb("resume", "resume", "Go on with a run from its newest sound checkpoint."),
-    "stop": Verb("stop", "stop", "Stop a training run after its current step; it writes a checkpoint first."),
+    "stop": Verb("stop", "stop", "Stop a training run; it writes a checkpoint first."),
     "chat": Verb("chat", "chat", "Talk to a run or a model in the terminal."),
     "eval": Verb("eval", "evaluate", "Loss, perplexity, stop and loop rate, base against tuned."),
     "compare": Verb("compare", "compare", "Put several runs side by side."),

@@ -35,7 +35,7 @@ def demo(
     from tunewright.cli.train import show_commands, show_ready
     from tunewright.config.load import load_config
     from tunewright.engine.start import make_ready, start
-    from tunewright.runs.folder import free_folder
+    from tunewright.runs.output import free_folder
 
     began = time.monotonic()
     config = load_config(Path(RECIPE), [])
@@ -58,14 +58,13 @@ def _answers(run: "RunFolder") -> "list[tuple[str, Answer, Answer]]":
     """Each question with the answers of the base model and of the tuned one, greedy."""
     from tunewright.chat.partner import open_partner
     from tunewright.config.schema import ChatConfig
-    from tunewright.data.examples import Message
+    from tunewright.data.examples import Message, opening
 
     partner = open_partner(str(run.path))
     partner.sampling = ChatConfig(temperature=0, max_new_tokens=MOST_TOKENS)
-    opening = (Message("system", partner.system),) if partner.system else ()
     answers = []
     for question in QUESTIONS:
-        prompt = partner.template.prompt_ids((*opening, Message("user", question)))
+        prompt = partner.template.prompt_ids([*opening(partner.system), Message("user", question)])
         answers.append((question, _last(partner.speak(prompt, 0, base=True)), _last(partner.speak(prompt, 0))))
     return answers
 

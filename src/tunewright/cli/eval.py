@@ -44,7 +44,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Loss, perplexity, stop and loop rate, base against tuned."""
-    from tunewright.runs.folder import RunFolder, is_run
+    from tunewright.runs.folder import RunFolder
+    from tunewright.runs.names import is_run
 
     if is_run(Path(target)):
         report = _evaluate_run(RunFolder.open(Path(target)), overrides or [], checkpoint, data)
@@ -76,7 +77,7 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None
 
     weights, which = weights_folder(run, checkpoint)
     config = _config_of(run, overrides, data)
-    if run.template_source.strip():  # empty for raw text with a model that has no template
+    if run.template_source is not None:
         config.data.template = str(run.template_path.absolute())
     tokenizer = load_tokenizer(run.model_folder)
     prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from tunewright.units import duration, gib
 
 if TYPE_CHECKING:
-    from tunewright.evaluate.answers import Question, Reply
+    from tunewright.evaluate.answers import Question
+    from tunewright.models.generate import Answer
     from tunewright.runs.folder import RunFolder
 
 # Without a terminal a line is printed at most so often, in seconds.
@@ -75,7 +76,7 @@ class Progress:
         if record["step"] == self._total:
             self.__exit__()
 
-    def sample(self, step: int, question: "Question", reply: "Reply") -> None:
+    def sample(self, step: int, question: "Question", reply: "Answer") -> None:
         if step != self._sampled:
             self._sampled = step
             self.say(f"answers {'before training' if step == 0 else f'after step {step}'}:")

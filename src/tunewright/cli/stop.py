@@ -1,8 +1,7 @@
-"""`tunewright stop DIR`: ask a training run to stop after its current step, and wait until it has."""
+"""`tunewright stop DIR`: ask a training run to stop at the next safe place, and wait until it has."""
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.errors import RunError, UsageError
-from tunewright.runs.folder import RunFolder, is_alive
+from tunewright.runs.folder import RunFolder
+from tunewright.runs.liveness import is_alive, is_here, stop_it_there
 
 
 def stop(
@@ -19,15 +19,15 @@ def stop(
         float, typer.Option(min=0, help="Seconds without any progress after which waiting ends; the run goes on.")
     ] = 300.0,
 ) -> None:
-    """Stop a training run after its current step; it writes a checkpoint first."""
+    """Stop a training run; it writes a checkpoint first."""
     run = RunFolder.open(path)
     status = run.status()
     if status["state"] != "running":
         print(f"{path} is not running: {status['state']} at step {status['step']} of {status['total_steps']}")
         return
-    if status["host"] != socket.gethostname():
-        raise UsageError(f"{path} runs on the machine {status['host']}; stop it there")
-    print(f"asking process {status['pid']} to stop after step {status['step']} …", flush=True)
+    if not is_here(status):
+        raise UsageError(f"{path} {stop_it_there(status)}")
+    print(f"asking process {status['pid']} to stop; step {status['step']} is done …", flush=True)
     try:
         os.kill(status["pid"], signal.SIGTERM)
     except ProcessLookupError:
@@ -52,17 +52,19 @@ def wait_for_end(run: RunFolder, status: dict[str, Any], patience: float) -> Non
             seen, since = change, time.monotonic()
         elif time.monotonic() - since > patience:
             raise RunError(
-                f"{run.path}: process {status['pid']} was asked to stop and shows no progress since {patience:g} s; "
+                f"{run.path}: process {status['pid']} was asked to stop and shows no progress for {patience:g} s; "
                 f"`kill -9 {status['pid']}` ends it, `tunewright resume {run.path}` then goes on from "
                 "the newest sound checkpoint, or from the beginning if there is none"
             )
 
 
 def _newest_change(run: RunFolder) -> float:
-    """Time of the last change of any file of the run; files may vanish while a checkpoint is being renamed."""
+    """Time of the last change of a file of the run, but for its heartbeat; files vanish while one is being renamed."""
     newest = 0.0
     for folder, _, names in os.walk(run.path):
         for name in names:
+            if run.status_json.name in name:
+                continue  # it beats in a process that hangs too
             try:
                 newest = max(newest, os.stat(os.path.join(folder, name)).st_mtime)
             except FileNotFoundError:

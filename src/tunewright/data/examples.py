@@ -63,6 +63,11 @@ class Message:
         return self.role == "assistant" and self.weight > 0
 
 
+def opening(system: str | None) -> tuple[Message, ...]:
+    """How a dialog begins: with the system prompt, where there is one."""
+    return (Message("system", system),) if system else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Dialog:
     """A supervised example: optional system message, then turns of which the last is the assistant's.

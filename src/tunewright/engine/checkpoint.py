@@ -5,21 +5,19 @@ state and the step. All tensors are safetensors, all else JSON: nothing is unpic
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tunewright.errors import RunError
-from tunewright.files import to_disk
-from tunewright.runs.checkpoints import Checkpoint, checkpoints, write_manifest
+from tunewright.files import WRITE_ERRORS, aside, cause, remove, to_disk
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, newest_sound, write_manifest
 
 
 def save_checkpoint(
@@ -37,26 +35,26 @@ def save_checkpoint(
 
     Raises RunError when the disk is full; the half-written folder is removed then.
     """
-    final, aside = folder / f"step-{step}", folder / f"step-{step}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    final = folder / f"step-{step}"
     try:
-        write_weights(aside)
-        save_file(optimizer_tensors(named_parameters, optimizer), aside / "optimizer.safetensors")
-        save_file(random, aside / "random.safetensors")
-        (aside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
-        write_manifest(aside)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
-        shutil.rmtree(aside, ignore_errors=True)
-        earlier = checkpoints(folder)
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in folder.glob(".step-*"):
+            remove(left_by_a_kill)
+        with aside(final) as path:
+            path.mkdir()
+            write_weights(path)
+            save_file(optimizer_tensors(named_parameters, optimizer), path / "optimizer.safetensors")
+            save_file(random, path / "random.safetensors")
+            (path / "state.json").write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
+            write_manifest(path)
+            remove(final)
+        to_disk(folder)
+    except WRITE_ERRORS as error:
+        earlier = newest_sound(folder)
         raise RunError(
-            f"could not write checkpoint {final}: {reason}. Make room, then go on from "
-            f"{earlier[0].path.name if earlier else 'the beginning'} with `tunewright resume`."
+            f"could not write checkpoint {final}: {cause(error)}. Make room, then go on from "
+            f"{earlier.path.name if earlier else 'the beginning'} with `tunewright resume`."
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
-    to_disk(folder)
     return Checkpoint(final, step)
 
 
@@ -82,6 +80,7 @@ def restore_optimizer(path: Path, named_parameters: Iterable[tuple[str, Tensor]]
         prefix = f"{name}/"
         state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         if state:
+            # The step count too: the fused optimizer keeps it where the parameter is.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 

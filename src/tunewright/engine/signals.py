@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the loop to stop at the next safe place, the second ends the process."""
+"""Ctrl-C and SIGTERM ask the loop to stop at the next safe place; after either, Ctrl-C ends the process at once."""
 
 import signal
 from collections.abc import Iterator
@@ -19,13 +19,18 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Within the block the first SIGINT or SIGTERM only sets the request; earlier handlers come back afterwards."""
+    """Within the block SIGINT and SIGTERM only set the request; earlier handlers come back afterwards.
+
+    A SIGINT after that raises KeyboardInterrupt: a person is in a hurry. A further SIGTERM asks for the same again, as
+    `tunewright stop` and schedulers do, and the checkpoint that was promised is still written.
+    """
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request:
+        if not request:
+            request.signal_name = signal.Signals(number).name
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal_name = signal.Signals(number).name
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

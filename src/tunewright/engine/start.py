@@ -7,7 +7,7 @@ train, and write the report.
 import math
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from tunewright.forest.proof import prove_forest
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.load import eos_ids, load_tokenizer
 from tunewright.models.resolve import ModelFolder, resolve_model
-from tunewright.runs.checkpoints import Checkpoint, checkpoints, fault
-from tunewright.runs.folder import RunFolder, State, check_output, choose_output
+from tunewright.runs.checkpoints import Checkpoint, newest_sound
+from tunewright.runs.folder import RunFolder, State
+from tunewright.runs.liveness import beating, is_here, stop_it_there
+from tunewright.runs.output import check_output, choose_output
 from tunewright.runs.provenance import collect
 
 
@@ -74,7 +76,7 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
     processes.wait()  # until every process has seen that the folder is free
     if processes.is_main:
         provenance = collect(ready.prepared.loaded.sha256, ready.model.path, ready.model.revision)
-        source = ready.prepared.template.source if ready.prepared.template else ""
+        source = ready.prepared.template.source if ready.prepared.template else None
         stop_ids = ready.prepared.stop_ids
         run = RunFolder.create(
             output, ready.config, command, template_source=source, stop_ids=stop_ids, provenance=provenance
@@ -91,10 +93,12 @@ def start(ready: Ready, command: str, watcher: Watcher) -> RunFolder:
 def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
     """Go on from the newest checkpoint that verifies. Raises UsageError when there is none or the run is done."""
     bound_product_caches()
-    state = run.status()["state"]
-    if state == "running":
+    status = run.status()
+    if status["state"] == "running":
+        if not is_here(status):
+            raise UsageError(f"{run.path} {stop_it_there(status)}")
         raise UsageError(f"{run.path} is still running; stop it first with: tunewright stop {run.path}")
-    if state == "done":
+    if status["state"] == "done":
         raise UsageError(
             f"{run.path} is done; chat with it (tunewright chat {run.path}), or start a new run with more epochs: "
             f"tunewright train {run.config_path} output=NEW train.epochs=N"
@@ -106,20 +110,18 @@ def resume(run: RunFolder, watcher: Watcher) -> RunFolder:
 
 
 def _resume(run: RunFolder, processes: Processes, watcher: Watcher) -> None:
-    for path in run.checkpoints():
-        if (found := fault(path)) is not None:
-            watcher.say(f"{path.name} is passed over: {found}")
-    sound = checkpoints(run.checkpoints_path)
-    watcher.say(f"going on from {sound[0].path.name}" if sound else "no checkpoint yet: starting again at step 0")
+    say = watcher.say
+    sound = newest_sound(run.checkpoints_path, lambda path, reason: say(f"{path.name} is passed over: {reason}"))
+    say(f"going on from {sound.path.name}" if sound else "no checkpoint yet: starting again at step 0")
     config = run.config.model_copy(deep=True)
-    if run.template_source:
+    if run.template_source is not None:
         config.data.template = str(run.template_path.absolute())
     tokenizer = load_tokenizer(run.model_folder)
     prepared = prepare(config, tokenizer, run.stop_ids, Path.cwd())
     model = ModelFolder(run.model_folder, config.model.name, run.provenance["model"]["revision"])
     ready = Ready(config, model, tokenizer, prepared, plan_training(config, model.path, prepared))
     processes.wait()  # until every process has read the status that training rewrites
-    _train(run, ready, processes, sound[0] if sound else None, watcher)
+    _train(run, ready, processes, sound, watcher)
 
 
 @contextmanager
@@ -243,12 +245,13 @@ def _status_kept(run: RunFolder, log: Logged | None) -> Iterator[None]:
             log.write(state if reason is None else f"{state}: {reason}")
 
     try:
-        yield
+        with beating(run.beat) if log is not None else nullcontext():
+            yield
     except Interrupted as error:
         write("interrupted", str(error))
         raise
     except KeyboardInterrupt:
-        write("interrupted", "stopped at once by a second signal")
+        write("interrupted", "stopped at once by Ctrl-C")
         raise
     except TunewrightError as error:
         write("failed", str(error))

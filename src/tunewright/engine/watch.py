@@ -4,7 +4,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunewright.evaluate.answers import Question, Reply
+from tunewright.evaluate.answers import Question
+from tunewright.models.generate import Answer
 from tunewright.runs.folder import RunFolder
 
 
@@ -17,7 +18,7 @@ class Watcher(Protocol):
     def step(self, record: dict[str, Any]) -> None:
         """A line was added to metrics.jsonl."""
 
-    def sample(self, step: int, question: Question, reply: Reply) -> None:
+    def sample(self, step: int, question: Question, reply: Answer) -> None:
         """A fixed question was answered after `step` steps."""
 
     def say(self, line: str) -> None:
@@ -31,7 +32,7 @@ class Silent:
 
     def step(self, record: dict[str, Any]) -> None: ...
 
-    def sample(self, step: int, question: Question, reply: Reply) -> None: ...
+    def sample(self, step: int, question: Question, reply: Answer) -> None: ...
 
     def say(self, line: str) -> None: ...
 
@@ -54,7 +55,7 @@ class Logged:
             self.write(f"step {record['step']}: {loss}validation loss {record['validation_loss']:.4f}")
         self._watcher.step(record)
 
-    def sample(self, step: int, question: Question, reply: Reply) -> None:
+    def sample(self, step: int, question: Question, reply: Answer) -> None:
         self.write(f"step {step}: {question.text!r} → {reply.text!r} ({reply.finish})")
         self._watcher.sample(step, question, reply)
 

@@ -6,9 +6,9 @@ same model always gives the same ones.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tunewright.data.examples import Dialog, Example, Message
+from tunewright.data.examples import Dialog, Example, Message, opening
 from tunewright.evaluate.metrics import ReplyMetrics, answer_limit, evaluate_replies
 
 if TYPE_CHECKING:
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tunewright.data.template import ChatTemplate
+    from tunewright.models.generate import Answer
 
 BATCH = 16  # prompts generated between two polls
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked; `reference` is the right answer where the data holds one."""
+    """What is asked, with the tools at hand; `reference` is the right answer where the data holds one."""
 
     messages: tuple[Message, ...]
     reference: str | None = None
+    tools: str | None = None
 
     @property
     def text(self) -> str:
@@ -34,20 +36,11 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model said. `ids` come without the stop token; `finish` is "length" when the limit cut it."""
-
-    ids: list[int]
-    text: str
-    finish: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
 class Replies:
     """Replies to the held-out questions, in their order, with their rates; `limit` is the budget in tokens."""
 
     questions: list[Question]
-    replies: list[Reply]
+    replies: "list[Answer]"
     metrics: ReplyMetrics
     limit: int
 
@@ -57,13 +50,14 @@ class Replies:
 
 def held_out_questions(examples: Sequence[Example], count: int) -> list[Question]:
     """The first `count` different questions of the dialogs among `examples`, each with its reference."""
-    chosen: dict[tuple[Message, ...], Question] = {}
+    chosen: dict[tuple[tuple[Message, ...], str | None], Question] = {}
     for example in examples:
         if len(chosen) == count:
             break
         if isinstance(example, Dialog):
             *prompt, answer = example.messages
-            chosen.setdefault(tuple(prompt), Question(tuple(prompt), answer.content))
+            question = Question(tuple(prompt), _said(answer), example.tools)
+            chosen.setdefault((question.messages, question.tools), question)
     return list(chosen.values())
 
 
@@ -71,8 +65,7 @@ def fixed_questions(prompts: Sequence[str] | None, system: str | None, examples:
     """The questions whose answers are shown: `samples.prompts` of the config, else the first three of the data."""
     if prompts is None:
         return held_out_questions(examples, 3)
-    opening = (Message("system", system),) if system else ()
-    return [Question((*opening, Message("user", prompt))) for prompt in prompts]
+    return [Question((*opening(system), Message("user", prompt))) for prompt in prompts]
 
 
 def token_limit(questions: Sequence[Question], tokenizer: "PreTrainedTokenizerBase", setting: int | None) -> int:
@@ -93,7 +86,7 @@ def ask(
     questions: Sequence[Question],
     limit: int,
     poll: Callable[[], None] = lambda: None,
-) -> list[Reply]:
+) -> "list[Answer]":
     """Greedy replies in the order of `questions`, at most `limit` tokens each.
 
     Prompts of like length are generated together, since a batch is padded to its longest. `poll` is called before
@@ -101,19 +94,23 @@ def ask(
     """
     from tunewright.models.generate import generate
 
-    prompts = [template.prompt_ids(question.messages) for question in questions]
+    prompts = [template.prompt_ids(question.messages, question.tools) for question in questions]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    replies: dict[int, Reply] = {}
+    replies: dict[int, Answer] = {}
     for start in range(0, len(order), BATCH):
         poll()
         batch = order[start : start + BATCH]
         answers = generate(model, tokenizer, [prompts[i] for i in batch], template.stop_ids, max_new_tokens=limit)
-        for index, answer in zip(batch, answers, strict=True):
-            replies[index] = Reply(answer.ids, answer.text, answer.finish)
+        replies.update(zip(batch, answers, strict=True))
     return [replies[index] for index in range(len(prompts))]
 
 
-def summarise(questions: Sequence[Question], replies: Sequence[Reply], limit: int) -> Replies:
+def summarise(questions: Sequence[Question], replies: "Sequence[Answer]", limit: int) -> Replies:
     """Replies with their rates. Raises ValueError when there is none."""
     metrics = evaluate_replies([reply.ids for reply in replies], [reply.finish == "stop" for reply in replies])
     return Replies(list(questions), list(replies), metrics, limit)
+
+
+def _said(answer: Message) -> str:
+    """An answer as text; what it calls stands behind what it says."""
+    return "\n".join(filter(None, [answer.content, *(f"{call.name} {call.arguments}" for call in answer.tool_calls)]))

@@ -12,7 +12,6 @@ from tunewright.data.examples import EncodedSet, Example
 from tunewright.evaluate.answers import (
     Question,
     Replies,
-    Reply,
     ask,
     fixed_questions,
     held_out_questions,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tunewright.data.template import ChatTemplate
+    from tunewright.models.generate import Answer
 
 FOREST_TOKENS = 4096  # tokens scored at once where the run does not say: about 1 GB of activations at 8B
 
@@ -49,7 +49,7 @@ class Evaluation:
 
     loss: LossMetrics | None
     replies: Replies | None
-    fixed: list[Reply]
+    fixed: "list[Answer]"
 
     def as_json(self) -> dict[str, Any]:
         """Flat numbers under the names of the report."""
@@ -89,11 +89,10 @@ def evaluate_model(
     poll: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Measure `model` as it is now; it is left in the mode it was in. `poll` may raise to end the work early."""
-    poll()
-    loss = held_out_loss(model, tokenizer, material) if len(material.sequences) else None
+    loss = held_out_loss(model, tokenizer, material, poll) if len(material.sequences) else None
     # a fixed question that is a held-out one too needs no second answer
     asked = list(dict.fromkeys([*material.questions, *material.fixed]))
-    answers: dict[Question, Reply] = {}
+    answers: dict[Question, Answer] = {}
     if material.template is not None and asked:
         replies = ask(model, tokenizer, material.template, asked, material.limit, poll)
         answers = dict(zip(asked, replies, strict=True))
@@ -107,13 +106,16 @@ def evaluate_model(
 
 
 def held_out_loss(
-    model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", material: Material
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    material: Material,
+    poll: Callable[[], None] = lambda: None,
 ) -> LossMetrics:
     """Teacher-forced numbers over the held-out sequences, with the mask of training."""
     from tunewright.forest.score import score
 
     sequences = [material.sequences[index] for index in range(len(material.sequences))]
-    scores = score(model, sequences, material.forest_tokens)
+    scores = score(model, sequences, material.forest_tokens, poll)
     special = {*material.stop_ids, *tokenizer.all_special_ids}
     text_bytes = 0
     for sequence in sequences:

@@ -146,13 +146,11 @@ def length_quantiles(replies: Sequence[Tokens]) -> dict[str, float]:
     return {"p5": p5, "p50": p50, "p95": p95, "max": float(max(lengths))}
 
 
-def answer_limit(reference_lengths: Sequence[int], setting: int | None = None) -> int:
-    """Token budget of a generated answer: `setting`, else four times the 99th percentile of the references.
+def answer_limit(reference_lengths: Sequence[int]) -> int:
+    """Token budget of a generated answer: four times the 99th percentile of the references' lengths.
 
     Kept between 32, so that a loop has room to show, and 512.
     """
-    if setting is not None:
-        return setting
     return int(np.clip(math.ceil(4 * float(np.percentile(reference_lengths, 99))), 32, 512))
 
 

@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
-from tunewright.evaluate.answers import Reply
 from tunewright.evaluate.evaluation import Evaluation, Material
 from tunewright.files import write_atomic
 from tunewright.units import duration, gib
+
+if TYPE_CHECKING:
+    from tunewright.models.generate import Answer
 
 Report = dict[str, Any]
 
@@ -52,8 +54,8 @@ def build_report(
 ) -> Report:
     """Everything the report says, as plain data.
 
-    `run` has name, path, model, stage, tuning, settings (a dict), state; `data` has sources, rows, examples,
-    validation_examples, tokens, supervised_tokens; `metrics` are the records of metrics.jsonl.
+    `run` has name, path, model, stage, tuning, settings (a dict), checkpoints (their steps); `data` has sources, rows,
+    examples, validation_examples, tokens, supervised_tokens; `metrics` are the records of metrics.jsonl.
     """
     training = summarise_training(metrics)
     report: Report = {
@@ -116,18 +118,15 @@ def find_warnings(report: Report, metrics: Sequence[Mapping[str, Any]], material
             "Train longer, or look at the stop token with `tunewright check`."
         )
     if tuned.get("loop_rate", 0.0) > 0.05:
-        early = tuned["loops"] <= base["loops"] or training.get("steps", 50) < 50
-        causes = (
-            f"So do {base['loops']} of the base model's: it has not learnt to answer yet, train longer."
-            if early
-            else "Usual causes: too many epochs, too high a learning rate, or rows that repeat themselves."
+        found.append(
+            f"{tuned['loops']} of {tuned['prompts']} answers end repeating themselves. "
+            f"{_cause_of_loops(tuned['loops'], base['loops'], training.get('steps', 50))}"
         )
-        found.append(f"{tuned['loops']} of {tuned['prompts']} answers end repeating themselves. {causes}")
     if (rise := validation_rise(metrics)) is not None:
         found.append(
             f"Validation loss rose from {rise.best:.3f} (step {rise.best_step}) to {rise.last:.3f} (step "
-            f"{rise.last_step}) while training loss fell: the model memorises. Take the checkpoint near step "
-            f"{rise.best_step}, or train fewer epochs."
+            f"{rise.last_step}) while training loss fell: the model memorises. "
+            f"{_way_back(rise, report['run']['checkpoints'])}"
         )
     if "validation_loss" in tuned and tuned["validation_loss"] >= base["validation_loss"]:
         found.append("The tuned model is no better than the base model on held-out data.")
@@ -146,6 +145,24 @@ def find_warnings(report: Report, metrics: Sequence[Mapping[str, Any]], material
             f"The rates rest on {len(material.questions)} held-out questions only: one answer more or less moves them."
         )
     return found
+
+
+def _cause_of_loops(tuned: int, base: int, steps: int) -> str:
+    if tuned <= base:
+        return f"So do {base} of the base model's: it has not learnt to answer yet, train longer."
+    if steps < 50:
+        return "It has seen too little to have learnt to answer: train longer."
+    return "Usual causes: too many epochs, too high a learning rate, or rows that repeat themselves."
+
+
+def _way_back(rise: "ValidationRise", kept: Sequence[int]) -> str:
+    """What is left of the model at its best: a checkpoint in the half of the rise that is nearer to it, or none."""
+    if rise.best_step == 0:
+        return "It was best before training: lower train.learning_rate, and look at the data with `tunewright check`."
+    near = min(kept, key=lambda step: abs(step - rise.best_step), default=rise.last_step)
+    if 2 * abs(near - rise.best_step) < rise.last_step - rise.best_step:
+        return f"Take the checkpoint of step {near} (--checkpoint {near}), or train fewer epochs."
+    return f"No checkpoint near step {rise.best_step} was kept: train fewer epochs, or raise train.keep_checkpoints."
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +272,7 @@ def _side_by_side(material: Material, base: Evaluation, tuned: Evaluation) -> li
                 {
                     "question": question.text,
                     "messages": [{"role": message.role, "content": message.content} for message in question.messages],
+                    "tools": question.tools,
                     "reference": question.reference,
                     "fixed": fixed,
                     "base": _reply_json(old),
@@ -264,13 +282,12 @@ def _side_by_side(material: Material, base: Evaluation, tuned: Evaluation) -> li
     return answers
 
 
-def _reply_json(reply: Reply) -> dict[str, Any]:
+def _reply_json(reply: "Answer") -> dict[str, Any]:
     return {"text": reply.text, "finish": reply.finish, "tokens": len(reply.ids)}
 
 
 def _reply_cell(reply: Mapping[str, Any]) -> str:
-    # a cut can fall inside a character
-    text = _cell(reply["text"].rstrip("\ufffd")) or "*(empty)*"
+    text = _cell(reply["text"]) or "*(empty)*"
     return f"{text} *(cut by length)*" if reply["finish"] == "length" else text
 
 

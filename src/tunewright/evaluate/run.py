@@ -14,6 +14,7 @@ from tunewright.errors import UsageError
 from tunewright.evaluate.evaluation import Evaluation, Material, evaluate_model, gather_material
 from tunewright.evaluate.plots import plot_run
 from tunewright.evaluate.report import Report, build_report, write_report
+from tunewright.runs.checkpoints import step_folders
 from tunewright.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def run_facts(run: RunFolder) -> dict[str, Any]:
         "settings": settings,
         "versions": provenance["versions"],
         "data_sha256": provenance["data_sha256"],
+        "checkpoints": sorted(step_folders(run.checkpoints_path)),
     }
 
 

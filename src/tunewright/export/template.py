@@ -2,7 +2,7 @@
 
 import json
 
-from tunewright.data.examples import Message
+from tunewright.data.examples import Message, opening
 from tunewright.data.template import ChatTemplate
 from tunewright.errors import RunError
 
@@ -22,13 +22,12 @@ def with_system(source: str, system: str | None) -> str:
 
 def prove_template(trained: ChatTemplate, exported: ChatTemplate, system: str | None) -> None:
     """Raise RunError unless both write the same tokens: with the system prompt given, left out, and after a turn."""
-    opening = [Message("system", system)] if system else []
     for question in _QUESTIONS:
         turns = [Message("user", question)]
         later = [*turns, Message("assistant", question), *turns]
         for dialog in (turns, later):
-            expected = trained.prompt_ids([*opening, *dialog])
-            if exported.prompt_ids(dialog) != expected or exported.prompt_ids([*opening, *dialog]) != expected:
+            expected = trained.prompt_ids([*opening(system), *dialog])
+            if exported.prompt_ids(dialog) != expected or exported.prompt_ids([*opening(system), *dialog]) != expected:
                 raise RunError(
                     "the exported chat template does not write the prompt of training; nothing was exported. "
                     "This is a fault of tunewright with this template, please report it"

@@ -5,7 +5,7 @@ The folder is made aside and renamed last, so DEST is either a proven model or n
 
 import gc
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.chat.partner import load_tuned, run_template, weights_folder
-from tunewright.data.examples import Message
+from tunewright.data.examples import Message, opening
 from tunewright.data.template import ChatTemplate
 from tunewright.errors import RunError, UsageError
 from tunewright.export.card import adapter_card, model_card
 from tunewright.export.merge import merged, stored_dtype, strip_remote_code
 from tunewright.export.proof import Proof, logits_of, prove
 from tunewright.export.template import prove_template, with_system
+from tunewright.files import WRITE_ERRORS, aside, cause, why_not_a_new_folder
 from tunewright.models.generate import generate
 from tunewright.models.load import load_model, load_tokenizer, quiet
 from tunewright.runs.folder import RunFolder
@@ -40,6 +41,7 @@ _PROMPTS = (
     "Tell me something that nobody knows.",
 )
 _ANSWER_TOKENS = 16  # how far each proof prompt is continued by the tuned model
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(I?)B", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def export_model(
     import torch
 
     check_destination(destination)
+    shard_bytes = size_in_bytes(max_shard_size)
     weights, which = weights_folder(run, checkpoint)
     tokenizer = load_tokenizer(run.model_folder)
     trained = run_template(run, tokenizer)
@@ -77,22 +80,22 @@ def export_model(
 
     notify(f"Asking the tuned model ({which}) …")
     sequences, tuned_logits, base_logits = _reference(run, weights, tokenizer, trained)
-    with _aside(destination) as aside:
+    with _written(destination) as folder:
         notify(f"Merging and writing {_name(stored)} weights …")
         model = merged(load_tuned(run, weights, _loading_dtype(run, weights, stored)), stored)
         model.generation_config = _generation_config(run, tokenizer)
         with quiet():
-            model.save_pretrained(aside, max_shard_size=max_shard_size)
+            model.save_pretrained(folder, max_shard_size=shard_bytes)
         del model
         tokenizer.chat_template = with_system(trained.source, system)
-        tokenizer.save_pretrained(aside)
-        strip_remote_code(aside)
+        tokenizer.save_pretrained(folder)
+        strip_remote_code(folder)
 
         notify("Reading it back and comparing …")
-        written_tokenizer = load_tokenizer(aside)
+        written_tokenizer = load_tokenizer(folder)
         prove_template(trained, ChatTemplate(written_tokenizer, None, run.stop_ids), system)
-        proof = prove(tuned_logits, base_logits, _written_logits(aside, sequences), _name(stored))
-        (aside / "README.md").write_text(model_card(run, destination.name, which, proof), encoding="utf-8")
+        proof = prove(tuned_logits, base_logits, _written_logits(folder, sequences), _name(stored))
+        (folder / "README.md").write_text(model_card(run, destination.name, which, proof), encoding="utf-8")
     return Exported(destination, which, _sizes(destination), proof)
 
 
@@ -104,22 +107,29 @@ def export_adapter(run: RunFolder, destination: Path, checkpoint: str | None = N
         raise UsageError(f"{run.path}: a run with method.tuning full has no adapter; leave --adapter-only out")
     tokenizer = load_tokenizer(run.model_folder)
     tokenizer.chat_template = with_system(run_template(run, tokenizer).source, run.config.data.system)
-    with _aside(destination) as aside:
+    with _written(destination) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(weights / "adapter" / name, aside / name)
-        _name_base(aside / "adapter_config.json", run)
-        tokenizer.save_pretrained(aside)
-        strip_remote_code(aside)
-        (aside / "README.md").write_text(adapter_card(run, destination.name, which), encoding="utf-8")
+            shutil.copyfile(weights / "adapter" / name, folder / name)
+        _name_base(folder / "adapter_config.json", run)
+        tokenizer.save_pretrained(folder)
+        strip_remote_code(folder)
+        (folder / "README.md").write_text(adapter_card(run, destination.name, which), encoding="utf-8")
     return Exported(destination, which, _sizes(destination), None)
 
 
 def check_destination(destination: Path) -> None:
-    """Raise UsageError unless DEST is free or an empty folder."""
-    if destination.is_file():
-        raise UsageError(f"DEST: {destination} is a file; name a new folder")
-    if destination.is_dir() and any(destination.iterdir()):
-        raise UsageError(f"DEST: {destination} is not empty; name a new folder")
+    """Raise UsageError unless DEST is free or an empty folder, and can be written."""
+    if (reason := why_not_a_new_folder(destination)) is not None:
+        raise UsageError(f"DEST: {reason}; name a new folder")
+
+
+def size_in_bytes(size: str) -> int:
+    """Bytes of a size such as 500MB or 2GiB. Raises UsageError for anything else."""
+    if (found := _SIZE.fullmatch(size.strip())) is not None:
+        unit: int = (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper())
+        if (amount := round(float(found[1]) * unit)) > 0:
+            return amount
+    raise UsageError(f"--max-shard-size: {size!r} is no size; write it as 500MB or 2GB")
 
 
 def _reference(
@@ -130,9 +140,9 @@ def _reference(
     from peft import PeftModel
 
     model = load_tuned(run, weights, torch.float32)
-    opening = [Message("system", run.config.data.system)] if run.config.data.system else []
+    system = opening(run.config.data.system)
     questions = [*_PROMPTS, *(run.config.samples.prompts or [])]
-    prompts = [template.prompt_ids([*opening, Message("user", question)]) for question in questions]
+    prompts = [template.prompt_ids([*system, Message("user", question)]) for question in questions]
     answers = generate(model, tokenizer, prompts, run.stop_ids, _ANSWER_TOKENS)
     sequences = [prompt + answer.ids for prompt, answer in zip(prompts, answers, strict=True)]
     tuned = logits_of(model, sequences)
@@ -161,18 +171,19 @@ def _loading_dtype(run: RunFolder, weights: Path, stored: "torch.dtype") -> "tor
 
 
 def _generation_config(run: RunFolder, tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
-    """All stop ids, and the run's chat sampling as default."""
+    """All stop ids, and the run's chat settings as default; left open, top_k would be 50 in transformers."""
     from transformers import GenerationConfig
 
     chat = run.config.chat
     sampling: dict[str, Any] = {"do_sample": False}
     if chat.temperature:
-        sampling = {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p}
+        sampling = {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p, "top_k": 0}
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=list(run.stop_ids),
         pad_token_id=run.stop_ids[0] if pad is None else pad,
+        max_new_tokens=chat.max_new_tokens,
         **sampling,
     )
 
@@ -187,19 +198,15 @@ def _name_base(config: Path, run: RunFolder) -> None:
 
 
 @contextmanager
-def _aside(destination: Path) -> Iterator[Path]:
+def _written(destination: Path) -> Iterator[Path]:
     """A folder beside DEST that becomes DEST when the block ends well, and is removed otherwise."""
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}.writing")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        if destination.is_dir():
-            destination.rmdir()  # empty, as check_destination made sure
-        os.replace(aside, destination)
-    except OSError as error:
-        raise RunError(f"{destination}: cannot be written ({error.strerror or error}); nothing was exported") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with aside(destination) as folder:
+            folder.mkdir()
+            yield folder
+    except WRITE_ERRORS as error:
+        raise RunError(f"{destination}: cannot be written ({cause(error)}); nothing was exported") from error
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Teacher-forced scores: what a model gives every supervised token of some sequences, computed on forests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +35,22 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: PreTrainedModel | PeftModel, sequences: Sequence[Encoded], forest_tokens: int) -> Scores:
-    """Score `sequences` in forests of at most `forest_tokens` rows; the model is left in the mode it was in."""
+def score(
+    model: PreTrainedModel | PeftModel,
+    sequences: Sequence[Encoded],
+    forest_tokens: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score `sequences` in forests of at most `forest_tokens` rows; the model is left in the mode it was in.
+
+    `poll` is called before each forest; what it raises ends the work.
+    """
     parts: list[Scores] = []
     plain = plain_model(model)
     with attention_implementation(plain, FOREST_ATTENTION), evaluation_mode(plain):
         forest_model = ForestModel(plain)
         for group in group_by_budget(sequences, forest_tokens):
+            poll()
             layout = forest_model.layout(build_forest([sequences[index] for index in group]))
             edges = layout.edges
             nll, correct = edge_scores(forest_model.hidden(layout)[layout.loss_rows], forest_model.head, edges)

@@ -5,13 +5,12 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tunewright.errors import RunError
-from tunewright.files import sha256_of, to_disk
+from tunewright.files import WRITE_ERRORS, aside, cause, remove, sha256_of, to_disk
 
 MANIFEST = "tunewright-files.json"
 Notify = Callable[[str], None]
@@ -50,10 +49,9 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
             if folder.exists():
                 notify(f"{folder}: {fault}; building it again")
             _build(folder, build)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error}); "
-            "free the disk, or set TUNEWRIGHT_CACHE to another folder"
+            f"{folder}: cannot be written ({cause(error)}); free the disk, or set TUNEWRIGHT_CACHE to another folder"
         ) from error
     return folder
 
@@ -77,21 +75,15 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    aside = folder.with_name(f"{folder.name}.building-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        build(aside)
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
+    with aside(folder) as new:
+        new.mkdir()
+        build(new)
+        files = sorted(path for path in new.rglob("*") if path.is_file())
         entries = {
-            path.relative_to(aside).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            path.relative_to(new).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for path in files
         }
-        (aside / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
-        for path in (*files, aside / MANIFEST):
+        (new / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
+        for path in (*files, new / MANIFEST):
             to_disk(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(folder)

@@ -4,6 +4,7 @@ A folder `step-N` counts when its manifest, written last, fits its files; engine
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ class Checkpoint:
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """All verified checkpoints, newest first."""
     return [Checkpoint(path, step) for step, path in step_folders(folder).items() if fault(path) is None]
+
+
+def newest_sound(
+    folder: Path, passed_over: Callable[[Path, str], None] = lambda path, reason: None
+) -> Checkpoint | None:
+    """The newest checkpoint that verifies, None without one; `passed_over` hears of newer ones and their faults."""
+    for step, path in step_folders(folder).items():
+        if (reason := fault(path)) is None:
+            return Checkpoint(path, step)
+        passed_over(path, reason)
+    return None
 
 
 def step_folders(folder: Path) -> dict[int, Path]:

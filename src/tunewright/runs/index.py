@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.errors import TunewrightError
-from tunewright.runs.folder import RunFolder, is_run
+from tunewright.runs.folder import RunFolder
+from tunewright.runs.names import is_run
 
 
 @dataclass(frozen=True, slots=True)
