@@ -3,17 +3,20 @@
 `TUNEWRIGHT_CACHE` moves the cache; otherwise it is `$XDG_CACHE_HOME/tunewright` or `~/.cache/tunewright`.
 """
 
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tunewright.errors import RunError
 from tunewright.files import sha256_of, to_disk
 
 MANIFEST = "tunewright-files.json"
+_BUILDING = ".building-"  # and the process that does
 Notify = Callable[[str], None]
 
 
@@ -35,7 +38,8 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
 
     A finished folder is recognised by the sizes in its manifest (milliseconds, no hashing). A folder that does not
     match is built again with a notice. A lock file makes a second process wait for the first and use its result.
-    Raises RunError when the cache cannot be written.
+    What killed builds left beside it is removed. Raises RunError when the cache cannot be written, and what `build`
+    raises.
     """
     from filelock import FileLock
 
@@ -43,6 +47,7 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
         if find_fault(folder) is None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(folder.parent)
         with FileLock(folder.with_name(folder.name + ".lock")):
             fault = find_fault(folder)
             if fault is None:
@@ -51,6 +56,8 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
                 notify(f"{folder}: {fault}; building it again")
             _build(folder, build)
     except OSError as error:
+        if not _is_about(folder.parent, error):
+            raise RunError(f"{folder}: cannot be made ({error}); mend that and run the command again") from error
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}); "
             "free the disk, or set TUNEWRIGHT_CACHE to another folder"
@@ -77,7 +84,7 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    aside = folder.with_name(f"{folder.name}.building-{os.getpid()}")
+    aside = folder.with_name(f"{folder.name}{_BUILDING}{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -95,3 +102,21 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_left_overs(parent: Path) -> None:
+    """Remove what killed processes were building; who still builds holds the lock."""
+    from filelock import FileLock, Timeout
+
+    for left in parent.glob(f"*{_BUILDING}*"):
+        lock = FileLock(left.with_name(left.name.partition(_BUILDING)[0] + ".lock"))
+        with suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_about(cache: Path, error: OSError) -> bool:
+    """Whether the cache is at fault: its disk is full, or a file or folder of it cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(name.is_relative_to(cache) or cache.is_relative_to(name) for name in names)
