@@ -143,7 +143,11 @@ def test_a_window_of_another_width_is_refused(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("nemotron", "the forest does not reach their attention"), ("llama4_text", "something else than hidden states")],
+    [
+        ("nemotron", "the forest does not reach their attention"),
+        ("llama4_text", "cannot be told from their output layer"),
+        ("modernbert-decoder", "cannot be told from their output layer"),
+    ],
 )
 def test_what_the_first_forest_shows_is_said_by_the_plan_too(kind: str, reason: str) -> None:
     """On empty tensors, before a run folder is made."""

@@ -39,6 +39,8 @@ class ForestModel:
         self._softcap: float | None = settings.get("final_logit_softcapping")
         self._scale: float = 1 / scaling if scaling is not None else settings.get("logit_scale") or 1.0
         self._windows = stated_windows(config)
+        if self.decoder is self.model or not isinstance(self.decoder, PreTrainedModel):
+            raise cannot_follow(config.model_type, "their decoder cannot be told from their output layer")
         if not isinstance(self.model.get_output_embeddings(), nn.Linear):
             raise cannot_follow(config.model_type, "their output layer is not a linear one")
 
