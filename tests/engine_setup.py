@@ -36,8 +36,9 @@ def run_config(tuning: str = "lora", dropout: float = 0.0, **train: Any) -> RunC
 
 
 def tiny_tuned(config: RunConfig, dtype: torch.dtype = torch.float32) -> Tuned:
+    """A tiny model as `load_for_training` gives it."""
     register_forest_attention()
-    model = tiny_model("llama", dtype, FOREST_ATTENTION)
+    model = tiny_model("llama", dtype, FOREST_ATTENTION, fused=True)
     if config.method.tuning == "full":
         return model
     tuned = add_lora(model, config.lora, config.train.seed)

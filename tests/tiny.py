@@ -24,6 +24,8 @@ from transformers import (
 )
 
 from tunewright.data.examples import Encoded
+from tunewright.models.fused import fuse_blocks
+from tunewright.models.fused_norm import FusedRMSNorm
 
 VOCABULARY = 61
 
@@ -79,21 +81,26 @@ class WideRMSNorm(torch.nn.Module):
 
 
 def widen_norms(model: torch.nn.Module) -> None:
-    """Replace every RMSNorm below `model` by a `WideRMSNorm` on the same weight."""
+    """Replace every RMSNorm below `model` by a `WideRMSNorm` on the same weight; fused ones are wide already."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
+            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, FusedRMSNorm):
                 offset = 1.0 if type(child).__name__.startswith("Gemma") else 0.0
-                setattr(parent, name, WideRMSNorm(child.weight, 1e-6, offset))
+                eps = vars(child)["eps" if offset else "variance_epsilon"]
+                setattr(parent, name, WideRMSNorm(child.weight, eps, offset))
 
 
-def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> PreTrainedModel:
-    """A model with random weights that depend on nothing but the family."""
+def tiny_model(
+    family: str = "llama", dtype: torch.dtype = torch.float32, attention: str = "sdpa", fused: bool = False
+) -> PreTrainedModel:
+    """A model with random weights that depend on nothing but family and type; `fused` as training makes it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = tiny_config(family)
         config.initializer_range = 0.2
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    if fused:
+        fuse_blocks(model)
     if dtype == torch.float64:
         widen_norms(model)
     return model

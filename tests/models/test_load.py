@@ -62,6 +62,14 @@ def test_eos_ids_are_gathered_from_every_place(model: Path) -> None:
     assert eos_ids(model, tokenizer) == (tokenizer.eos_token_id,)
 
 
+def test_a_cut_generation_config_is_said_in_words(model: Path) -> None:
+    path = model / "generation_config.json"
+    for text in ('{"eos_token_id": 2,', "[2]"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"generation_config.json: .*; fetch the file again"):
+            eos_ids(model, load_tokenizer(model))
+
+
 def test_quiet_puts_everything_back() -> None:
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     with quiet():

@@ -94,3 +94,10 @@ def test_an_adapter_or_a_file_of_a_model_is_no_model(model: Path, tmp_path: Path
     assert f"give its folder, {model}" in refusal(str(model / "model.safetensors"), Path())
     (model / "config.json").write_text("{")
     assert "not valid JSON" in refusal(str(model), Path())
+
+
+def test_a_revision_of_what_is_not_on_a_hub_is_refused(model: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    for name in ("model", "tiny.gguf", "smollm2-135m-instruct"):
+        with pytest.raises(UsageError, match=r"model.revision is v2, but .* only models on a hub have revisions"):
+            resolve_model(ModelConfig(name=name, revision="v2"), tmp_path)

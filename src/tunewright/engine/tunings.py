@@ -21,7 +21,7 @@ from transformers import (
 from tunewright.config.schema import RunConfig
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
-from tunewright.forest.proof import cannot_follow
+from tunewright.forest.model import cannot_follow
 from tunewright.models.adapters import add_lora, load_adapter
 from tunewright.models.fused import fuse_blocks
 from tunewright.models.load import load_model, quiet

@@ -8,7 +8,7 @@ A model loaded with `attn_implementation=FOREST_ATTENTION` calls `forest_attenti
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ from tunewright.forest.layout import ForestLayout
 
 FOREST_ATTENTION = "tunewright_forest"
 
-Backend = Literal["reference", "cpu"]
+# What layers hand on to every attention and no forest needs: the forest has the positions, nothing is cached, and
+# the rest says what to return.
+_HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
+
+
+class NotOnForest(ValueError):
+    """An attention call that a forest cannot answer; the message is what the layer did."""
 
 
 def register_forest_attention() -> None:
@@ -41,20 +47,27 @@ def forest_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
     forest: ForestLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention: query [1, H, T, d], key and value [1, Hkv, T, d] → [1, T, H, d].
 
     `sliding_window` counts positions in the tree, `softcap` bounds the scores (Gemma-2), `s_aux` [H] are
-    attention sinks (gpt-oss). Raises ValueError without a forest: such a model is for training only.
+    attention sinks (gpt-oss). Raises NotOnForest for a call without a forest, and for one that wants anything else:
+    what is passed over in silence would be a wrong loss.
     """
     if forest is None:
-        raise ValueError(f"{FOREST_ATTENTION} needs the keyword `forest`; switch to sdpa for generation")
+        raise NotOnForest("the forest does not reach their attention")
+    if attention_mask is not None:
+        raise NotOnForest("they mask attention by themselves")
     if dropout:
-        raise ValueError(
-            "attention dropout is not defined on a forest; set attention_dropout to 0 in the model's config"
-        )
+        raise NotOnForest(f"they drop {dropout:.0%} of their attention")
+    if is_causal is False:
+        raise NotOnForest("their attention looks ahead")
+    if unknown := {name for name, asked in kwargs.items() if asked is not None} - _HARMLESS:
+        raise NotOnForest(f"they ask attention for {', '.join(sorted(unknown))}")
+    forest.windows.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with _own_precision(query.device.type):
         if forest.backend == "reference" or softcap is not None or s_aux is not None:

@@ -30,7 +30,7 @@ class Forest:
     Loss edges: the token in row `edge_row` predicts `edge_target` with `edge_weight` (float64), for
     the sequence `edge_sequence` (its index among the sequences the forest was built from). [E]
 
-    Row i sees row j exactly if `tin[j] <= tin[i] < tout[j]` (by their segments) and
+    Row i sees row j exactly if `segment[j] <= segment[i] < tout[segment[j]]` and
     `position_ids[j] <= position_ids[i]`.
     """
 
@@ -45,29 +45,9 @@ class Forest:
     edge_target: IntArray
     edge_weight: FloatArray
     edge_sequence: IntArray
-    num_sequences: int
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-    @property
-    def tin(self) -> IntArray:
-        """Euler-tour entry of each segment, [S]."""
-        return np.arange(len(self.start), dtype=np.int64)
-
-    def path_segments(self, segment: int) -> list[int]:
-        """Segments from the root down to `segment`, itself included."""
-        path = []
-        while segment >= 0:
-            path.append(segment)
-            segment = int(self.parent[segment])
-        return path[::-1]
-
-    def path_rows(self, segment: int) -> IntArray:
-        """Rows of all tokens from the root to the end of `segment`, in order; the visible keys of its last token."""
-        return np.concatenate(
-            [np.arange(self.start[s], self.start[s] + self.length[s]) for s in self.path_segments(segment)]
-        )
 
 
 def build_forest(sequences: Sequence[Encoded]) -> Forest:
@@ -113,7 +93,6 @@ def build_forest(sequences: Sequence[Encoded]) -> Forest:
         edge_target=np.concatenate(edge_targets),
         edge_weight=np.concatenate(edge_weights),
         edge_sequence=np.concatenate(edge_sequences),
-        num_sequences=len(sequences),
     )
 
 

@@ -4,6 +4,7 @@ Masks and index tensors are built once per forest and window, lazily, and droppe
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from tunewright.forest.build import Forest
 from tunewright.forest.head import Edges
+
+Backend = Literal["reference", "cpu"]
 
 # Queries per block at most: long enough for good matrix products, short enough that the causal half
 # of a block that is computed for nothing stays small.
@@ -53,9 +56,10 @@ class ForestLayout:
     """`input_ids` and `position_ids` are int64 [1, T]; `loss_rows` [R] are the rows that `edges` read, in order.
 
     `edge_sequence` (NumPy, int64 [E]) says which sequence each of `edges` belongs to.
+    `windows` are the sliding windows that attention asked for so far, call by call.
     """
 
-    def __init__(self, forest: Forest, device: torch.device | str = "cpu", backend: str = "cpu") -> None:
+    def __init__(self, forest: Forest, device: torch.device | str = "cpu", backend: Backend = "cpu") -> None:
         self.forest = forest
         self.backend = backend
         self.device = torch.device(device)
@@ -69,6 +73,7 @@ class ForestLayout:
             self._tensor(loss_row), self._tensor(forest.edge_target[order]), self._tensor(forest.edge_weight[order])
         )
         self.edge_sequence = forest.edge_sequence[order]
+        self.windows: list[int | None] = []
         self._masks: dict[int | None, Tensor] = {}
         self._buckets: dict[tuple[int | None, torch.dtype], Buckets] = {}
 

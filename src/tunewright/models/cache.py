@@ -3,10 +3,12 @@
 `TUNEWRIGHT_CACHE` moves the cache; otherwise it is `$XDG_CACHE_HOME/tunewright` or `~/.cache/tunewright`.
 """
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tunewright.errors import RunError
@@ -34,7 +36,8 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
 
     A finished folder is recognised by the sizes in its manifest (milliseconds, no hashing). A folder that does not
     match is built again with a notice. A lock file makes a second process wait for the first and use its result.
-    Raises RunError when the cache cannot be written.
+    What killed builds left beside it is removed. Raises RunError when the cache cannot be written, and what `build`
+    raises.
     """
     from filelock import FileLock
 
@@ -42,6 +45,7 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
         if find_fault(folder) is None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(folder.parent)
         with FileLock(folder.with_name(folder.name + ".lock")):
             fault = find_fault(folder)
             if fault is None:
@@ -50,6 +54,8 @@ def build_once(folder: Path, build: Callable[[Path], None], notify: Notify = to_
                 notify(f"{folder}: {fault}; building it again")
             _build(folder, build)
     except WRITE_ERRORS as error:
+        if not _is_about(folder.parent, error):
+            raise RunError(f"{folder}: cannot be made ({error}); mend that and run the command again") from error
         raise RunError(
             f"{folder}: cannot be written ({cause(error)}); free the disk, or set TUNEWRIGHT_CACHE to another folder"
         ) from error
@@ -87,3 +93,21 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         for path in (*files, new / MANIFEST):
             to_disk(path)
         remove(folder)
+
+
+def _remove_left_overs(parent: Path) -> None:
+    """Remove what killed processes were building; who still builds holds the lock."""
+    from filelock import FileLock, Timeout
+
+    for left in parent.glob(".*.writing"):  # as `files.aside` calls them
+        name = left.name.removeprefix(".").rsplit(".", 2)[0]
+        with suppress(Timeout), FileLock(left.with_name(f"{name}.lock")).acquire(timeout=0):
+            remove(left)
+
+
+def _is_about(cache: Path, error: Exception) -> bool:
+    """Whether the cache is at fault: its disk is full, or a file or folder of it cannot be written."""
+    if not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True  # other errors of writing are safetensors', which writes nowhere else
+    names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(name.is_relative_to(cache) or cache.is_relative_to(name) for name in names)

@@ -1,12 +1,21 @@
 """The blocks of a model that have a fast form, put in place: the one list of them."""
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from tunewright.models.fused_mlp import fuse_feed_forward
 from tunewright.models.fused_norm import fuse_norms
 
 
-def fuse_blocks(model: nn.Module) -> None:
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """How many modules got their fast form; zero where this architecture, or this transformers, has other ones."""
+
+    norms: int
+    feed_forward: int
+
+
+def fuse_blocks(model: nn.Module) -> Fused:
     """Replace what can be replaced exactly; names of weights stay. Adapters are added afterwards."""
-    fuse_norms(model)
-    fuse_feed_forward(model)
+    return Fused(norms=fuse_norms(model), feed_forward=fuse_feed_forward(model))

@@ -16,7 +16,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from tunewright.errors import UsageError
-from tunewright.forest.model import plain_model
+from tunewright.forest.attention import FOREST_ATTENTION
+from tunewright.forest.model import attention_implementation, evaluation_mode, plain_model
 from tunewright.models.load import own_attention
 
 if TYPE_CHECKING:
@@ -50,17 +51,20 @@ def generate(
     """An answer for each prompt (token ids), in their order.
 
     Prompts of similar length share a left-padded batch of `batch_size` (default 16, fewer where the cache of keys and
-    values would pass 1 GiB). Temperature 0 takes the likeliest token. Each batch is seeded by `seed` and its place, so
-    the answers depend on the arguments only. Raises UsageError for a prompt that is empty or fills the context.
+    values would pass 1 GiB); one that nearly fills the context shares none, and so cuts no other answer short.
+    Temperature 0 takes the likeliest token. Each batch is seeded by `seed` and its place, so the answers depend on the
+    arguments only. Raises UsageError for a prompt that is empty or fills the context.
     """
     base: Any = plain_model(model)  # its generate() is beyond type checkers
-    limit = _new_tokens(base, prompts, max_new_tokens)
+    limits = [_new_tokens(base, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Answer] = {}
     with answering(model):
         while order:
+            limit = limits[order[0]]
             size = batch_size or _batch_size(base, len(prompts[order[min(_BATCH, len(order)) - 1]]) + limit)
-            chosen, order = order[:size], order[size:]
+            chosen = [index for index in order[:size] if limits[index] == limit]  # a beginning: shorter ones come first
+            order = order[len(chosen) :]
             config = _config(stop_ids, limit, temperature, top_p)
             with torch.random.fork_rng(_devices(base)):
                 torch.manual_seed(seed + len(answers))
@@ -89,7 +93,7 @@ def stream(
     consumer) ends that work at the next token. Same arguments, same answer as `generate`.
     """
     base: Any = plain_model(model)  # its generate() is beyond type checkers
-    limit = _new_tokens(base, [prompt], max_new_tokens)
+    limit = _new_tokens(base, prompt, max_new_tokens)
     config = _config(stop_ids, limit, temperature, top_p)
     tokens: queue.Queue[int | BaseException | None] = queue.Queue()
     cancelled = threading.Event()
@@ -122,21 +126,14 @@ def stream(
 def answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """The model ready to answer: eval mode, an attention that knows key caches, no sampling habits of its own."""
     base = plain_model(model)
-    modes = [(module, module.training) for module in model.modules()]
-    attention = base.config._attn_implementation
-    habits = base.generation_config
-    model.eval()
-    base.generation_config = GenerationConfig()  # generate() would fill what we leave open from the model's own
-    if attention.startswith("tunewright"):
-        base.set_attn_implementation(own_attention(base))
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        base.generation_config = habits
-        if base.config._attn_implementation != attention:
-            base.set_attn_implementation(attention)
+    attention, habits = base.config._attn_implementation, base.generation_config
+    answers_by = own_attention(base) if attention == FOREST_ATTENTION else attention
+    with attention_implementation(base, answers_by), evaluation_mode(base):
+        base.generation_config = GenerationConfig()  # generate() would fill what we leave open from the model's own
+        try:
+            yield
+        finally:
+            base.generation_config = habits
 
 
 def _config(stop_ids: Sequence[int], limit: int, temperature: float, top_p: float) -> GenerationConfig:
@@ -148,15 +145,14 @@ def _config(stop_ids: Sequence[int], limit: int, temperature: float, top_p: floa
     )
 
 
-def _new_tokens(model: Any, prompts: Sequence[Sequence[int]], wanted: int) -> int:
-    """How many tokens may be added to the longest prompt."""
+def _new_tokens(model: Any, prompt: Sequence[int], wanted: int) -> int:
+    """How many tokens may be added to the prompt."""
     context: int = model.config.get_text_config().max_position_embeddings
-    for prompt in prompts:
-        if not prompt:
-            raise UsageError("A prompt is empty: there is nothing to answer")
-        if len(prompt) >= context:
-            raise UsageError(f"A prompt of {len(prompt):,} tokens fills the model's context of {context:,}; shorten it")
-    return min([wanted, *(context - len(prompt) for prompt in prompts)])
+    if not prompt:
+        raise UsageError("A prompt is empty: there is nothing to answer")
+    if len(prompt) >= context:
+        raise UsageError(f"A prompt of {len(prompt):,} tokens fills the model's context of {context:,}; shorten it")
+    return min(wanted, context - len(prompt))
 
 
 def _batch_size(model: Any, length: int) -> int:

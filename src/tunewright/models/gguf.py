@@ -44,7 +44,7 @@ def gguf_folder(path: Path, notify: Notify = to_stderr) -> Path:
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
-    """Write the model of a GGUF file into `folder`, which exists and is empty.
+    """Write the model of a GGUF file into `folder`, which exists.
 
     Quantised files are stored in bfloat16: rounding to it is an order of magnitude finer than the quantisation was,
     bfloat16 training sees the same values either way, and the folder is half as large and as slow to read as in

@@ -94,15 +94,29 @@ def on_device(model: "Model", device: "torch.device | None" = None) -> "Model":
 
 
 def eos_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Every id by which the folder says that an answer ends: generation config, config and tokenizer, in that order."""
+    """Every id by which the folder says that an answer ends: generation config, config and tokenizer, in that order.
+
+    Raises UsageError for a file that is no JSON object.
+    """
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        stated = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        stated = read_json(path).get("eos_token_id") if path.is_file() else None
         ids += stated if isinstance(stated, list) else [] if stated is None else [stated]
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return tuple(dict.fromkeys(ids))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a model's JSON file. Raises UsageError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a JSON object; fetch the file again")
+    return content
 
 
 @contextmanager

@@ -27,9 +27,10 @@ class Untrained:
 
 
 def untrained_markers(embedding: "Tensor", ids: Sequence[int]) -> list[Untrained]:
-    """Those of `ids` whose rows in `embedding` [vocabulary, hidden] look as if they had never been trained.
+    """Those of `ids` whose rows in `embedding` [rows, hidden] look as if they had never been trained.
 
-    It compares with all other rows and needs a few matrix-vector products; `embedding` keeps its type and device.
+    `embedding` may be a part of the table: a twin outside it is not seen. It takes a few matrix-vector products;
+    `embedding` keeps its type and device.
     """
     import torch
 

@@ -4,7 +4,6 @@ Built-in names, local folders, GGUF files and Hugging Face ids all end in the sa
 """
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tunewright.models.builtin import BUILTIN, builtin_folder
 from tunewright.models.cache import Notify, to_stderr
 from tunewright.models.gguf import gguf_folder
 from tunewright.models.hub import hub_folder
+from tunewright.models.load import read_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -33,12 +33,16 @@ class ModelFolder:
 def resolve_model(model: ModelConfig, base: Path, notify: Notify = to_stderr) -> ModelFolder:
     """The folder of `model`, fetched or converted when it must be; relative paths start at `base`.
 
-    Raises UsageError for a name that means nothing here and for a folder that cannot be trained from.
+    Raises UsageError for a name that means nothing here, for a folder that cannot be trained from, and for a revision
+    of what is not on a hub.
     """
     name, source = model.name, model.source
     if source == "auto" and name in BUILTIN:
+        _refuse_revision(model, "comes with tunewright")
         return ModelFolder(builtin_folder(name, BUILTIN[name], notify), name)
     path = None if source == "huggingface" else (base / Path(name).expanduser()).resolve()
+    if path is not None and path.exists():
+        _refuse_revision(model, f"is {path}")
     if path is not None and path.is_file():
         return _from_file(path, name, notify)
     if path is not None and path.is_dir():
@@ -56,7 +60,7 @@ def resolve_model(model: ModelConfig, base: Path, notify: Notify = to_stderr) ->
 
 def check_folder(path: Path) -> None:
     """Raise UsageError, saying why and what helps, when `path` is no model folder that loads without remote code."""
-    config = _read_json(path / "config.json") if (path / "config.json").is_file() else None
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if config is None:
         raise UsageError(f"{path}: no model, config.json is missing{_what_is_there_instead(path)}")
     _check_architecture(path, config)
@@ -66,7 +70,7 @@ def check_folder(path: Path) -> None:
         )
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         absent = sorted(shard for shard in shards if not (path / shard).is_file())
         if absent:
             raise UsageError(
@@ -75,6 +79,14 @@ def check_folder(path: Path) -> None:
             )
     elif not (path / "model.safetensors").is_file():
         raise UsageError(f"{path}: no weights, expected model.safetensors{_what_is_there_instead(path)}")
+
+
+def _refuse_revision(model: ModelConfig, what: str) -> None:
+    if model.revision is not None:
+        raise UsageError(
+            f"model.revision is {model.revision}, but {model.name} {what}, and only models on a hub have revisions; "
+            "leave it out, or write model.source: huggingface"
+        )
 
 
 def _from_file(path: Path, name: str, notify: Notify) -> ModelFolder:
@@ -95,16 +107,6 @@ def _unknown(name: str, base: Path) -> str:
     return (
         f"model: {name!r} is no built-in name and no folder or file in {base}; {hint} A hub id has the form owner/name."
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON ({error}); fetch the file again") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a JSON object; fetch the file again")
-    return content
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:
@@ -131,7 +133,7 @@ def _what_is_there_instead(path: Path) -> str:
     """What the user most likely did, from the files that are there."""
     names = sorted(entry.name for entry in path.iterdir())
     if "adapter_config.json" in names:
-        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return f"; this is an adapter of {base}, name that model instead"
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickled:

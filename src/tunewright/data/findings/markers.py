@@ -17,8 +17,9 @@ _COMPARED = 4096  # ordinary tokens whose rows show what a trained one looks lik
 def look_at_markers(
     template: ChatTemplate, tokenizer: "PreTrainedTokenizerBase", folder: Path, all_trained: bool
 ) -> Found:
-    """Compare the markers' rows in the embedding of the model in `folder` with others.
+    """Compare the markers' embedding rows, in the model of `folder`, with those of added tokens and a sample of others.
 
+    A twin outside the sample is missed; rows that were never trained are copies of each other and of added tokens.
     `all_trained` says that training moves the embedding itself, so that markers can still be learnt.
     """
     markers = template.markers
