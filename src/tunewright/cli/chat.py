@@ -57,7 +57,7 @@ def chat(
 
 def _is_tuned_here(path: Path) -> bool:
     """Whether a path is a run or a checkpoint inside one."""
-    from tunewright.runs.folder import is_run
+    from tunewright.runs.names import is_run
 
     return is_run(path) or (path.parent.name == "checkpoints" and is_run(path.parent.parent))
 
