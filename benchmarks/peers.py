@@ -10,6 +10,8 @@ runs in an environment that has only the peer (`environments.py`).
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +101,8 @@ def train_trl(work: Path, watch: Stopwatch, checkpointing: bool) -> tuple[list[f
 
 def train_llamafactory(work: Path, watch: Stopwatch, checkpointing: bool) -> tuple[list[float], dict[str, Any]]:
     """Loss of each step, by `llamafactory-cli train`'s own entry, from rows it finds tokenised."""
+    # It imports torchaudio, of which text needs nothing, and of which there is none for this torch.
+    sys.modules["torchaudio"] = module_from_spec(ModuleSpec("torchaudio", None))
     from datasets import Dataset, DatasetDict
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -19,7 +19,7 @@ from tunewright.engine.signals import StopRequest
 from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted
-from tunewright.forest.attention import FOREST_ATTENTION, Backend, register_forest_attention
+from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest
 from tunewright.forest.model import ForestModel
 from tunewright.runs.folder import RunFolder
