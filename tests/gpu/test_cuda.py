@@ -21,6 +21,7 @@ from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest
+from tunewright.forest.layout import Backend
 from tunewright.forest.model import ForestModel
 from tunewright.runs.folder import RunFolder
 
