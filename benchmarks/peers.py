@@ -134,7 +134,8 @@ def train_llamafactory(work: Path, watch: Stopwatch, checkpointing: bool) -> tup
         "lora_rank": config["lora"]["rank"],
         "lora_alpha": int(config["lora"]["alpha"]),
         "lora_target": "all",
-        "template": "empty",  # the rows are tokenised; it wants a name all the same
+        "template": "empty",  # the rows are tokenised; it wants these names all the same
+        "dataset": "tokenised",
         "tokenized_path": str(tokenised),
         "disable_shuffling": True,
         "disable_gradient_checkpointing": not checkpointing,
