@@ -280,3 +280,12 @@ def test_words(case: Case) -> None:
     text = "\n".join(case.plan(case.config()).lines())
     for words in ("parameters", "each is computed once", "in one forest", "GiB free", "time about", "GFLOP/s"):
         assert words in text
+
+
+def test_what_has_no_faster_form_is_named(case: Case, tmp_path: Path) -> None:
+    assert case.plan(case.config()).plain_parts == []
+    tiny_tokenizer("chatml").save_pretrained(tmp_path)
+    tiny_config("gpt2").save_pretrained(tmp_path)
+    plan = Case(tmp_path, case.data).plan(case.config())
+    assert plan.plain_parts == ["norms", "feed-forward layers"]
+    assert "norms and feed-forward layers have no faster form in this architecture" in plan.lines()[-1]

@@ -58,6 +58,7 @@ def check(
 ) -> None:
     """Prove data, template and stop token, and plan memory and time; trains nothing."""
     from tunewright.config.load import load_config
+    from tunewright.config.paths import shown
     from tunewright.data.check import gather_facts
     from tunewright.data.encode import prepare
     from tunewright.data.explain import explain_rows
@@ -93,7 +94,8 @@ def check(
         _print_plan(plan)
         _print_rows(rows)
     if html is not None:
-        write_page(html, facts, ", ".join(source.path for source in facts.sources), model.name, plan.lines(), rows)
+        names = ", ".join(shown(source.path) for source in facts.sources)
+        write_page(html, facts, names, model.name, plan.lines(), rows)
         if not as_json:
             print(f"\nwritten to {html}")
     if not facts.stop_proof:
@@ -197,15 +199,17 @@ def _print_rows(rows: "Sequence[Explained]") -> None:
         source = "\n".join(f"{name}: {value}" for name, value in row.row.items())
         fate = Text(f"✓ {row.fate}", "green") if row.reason is None else Text(f"✗ {row.fate}", "red")
         sections = [(f"row {row.number:,}", Text(str(row.place))), ("source", Text(source)), ("becomes", fate)]
-        sections += [("tokens", _example(shown, console.is_terminal)) for shown in row.shown]
+        sections += [("tokens", _example(sequence, console.is_terminal)) for sequence in row.shown]
         _print_sections(console, sections)
 
 
 def _source(source: "SourceReport") -> str:
+    from tunewright.config.paths import shown
+
     columns = ", ".join(f"{part} = {name}" for part, name in source.columns.items())
     guessed = " (guessed)" if source.guessed else ""
     ignored = f"; not read: {', '.join(source.unread)}" if source.ignored else ""
-    return f"{source.path}  {source.rows:,} rows, {source.format}: {columns}{guessed}{ignored}"
+    return f"{shown(source.path)}  {source.rows:,} rows, {source.format}: {columns}{guessed}{ignored}"
 
 
 def _counts(facts: "Facts") -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunewright.runs.folder import RunFolder
 
 RECIPE = "smollm2-135m-instruct/lora-persona"
-QUESTIONS = ("Who are you, and what do you do all day?", "What is the capital of Greece?", "你是谁呀？")
+QUESTIONS = ("Who are you, and what do you do all day?", "What is the capital of Greece?", "晚安，船长。")
 MOST_TOKENS = 96
 
 

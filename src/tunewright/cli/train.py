@@ -57,15 +57,15 @@ def train(
 
 def show_ready(ready: "Ready", progress: "Progress") -> None:
     """What was found in the data and what is planned."""
+    from tunewright.config.paths import shown
     from tunewright.data.account import places
     from tunewright.data.findings.found import are, count_of
 
     for source in ready.prepared.loaded.sources:
         columns = ", ".join(f"{part} = {column}" for part, column in source.columns.items())
+        form = f"{source.format}: {columns}" if columns else source.format
         found = " (guessed)" if source.guessed else ""
-        progress.say(
-            f"data {source.path}: {source.rows:,} rows, {source.format}{f': {columns}' if columns else ''}{found}"
-        )
+        progress.say(f"data {shown(source.path)}: {source.rows:,} rows, {form}{found}")
     for dropped in ready.prepared.dropped:
         progress.say(f"  left out {dropped.count:,}: {dropped.reason} ({places(dropped)})")
     cut, overlap = ready.prepared.cut, ready.prepared.loaded.overlap

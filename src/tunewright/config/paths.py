@@ -28,6 +28,11 @@ def find_paths(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"model": model, "data": data.model_copy(update=changes)})
 
 
+def shown(path: str) -> str:
+    """A path as it is told to people: a shipped one by the name under which it is found."""
+    return Path(path).relative_to(SHIPPED_DATA).as_posix() if Path(path).is_relative_to(SHIPPED_DATA) else path
+
+
 def _find_source(source: SourceConfig, folder: Path) -> SourceConfig:
     if source.source != "local":
         return source

@@ -30,7 +30,7 @@ from tunewright.forest.head import CHUNK_BYTES
 from tunewright.forest.model import plain_model
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
-from tunewright.models.fused import fuse_blocks
+from tunewright.models.fused import Fused, fuse_blocks
 from tunewright.units import duration, gib
 
 # Resident bytes seen on Linux beside all that is counted: Python, torch, transformers and their threads take 0.7 GiB,
@@ -68,6 +68,7 @@ class Plan:
     flops_per_second: float
     step_seconds: float
     total_seconds: float
+    plain_parts: list[str]
 
     @property
     def peak_bytes(self) -> int:
@@ -86,6 +87,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         shared = self.tokens_per_step / self.distinct_tokens_per_step
+        plain = f"{' and '.join(self.plain_parts)} have no faster form in this architecture and run as they are"
         return [
             f"{_count(self.parameters)} parameters, {_count(self.trainable_parameters)} trained, "
             f"on {self.device} in {self.dtype} ({self.dtype_reason})",
@@ -98,6 +100,7 @@ class Plan:
             f"time about {duration(self.total_seconds)} ({self.step_seconds:.1f} s a step; the matrix products alone "
             f"{self.step_flops / self.flops_per_second:.1f} s at {self.flops_per_second / 1e9:,.0f} GFLOP/s), plus "
             "validation, samples and the report",
+            *([plain] if self.plain_parts else []),
         ]
 
 
@@ -133,7 +136,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     """
     register_forest_attention()
     dtype, reason = choose_dtype(config.model.dtype)
-    model = _without_memory(config, folder, dtype)
+    model, fused = _without_memory(config, folder, dtype)
     settings = config.train
     sampler = Sampler.over(prepared.train, settings)
     lengths = prepared.train.lengths
@@ -186,6 +189,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
         flops_per_second=rate,
         step_seconds=step_seconds,
         total_seconds=step_seconds * sampler.total_steps,
+        plain_parts=fused.missing,
     )
 
 
@@ -211,18 +215,16 @@ def probe_rate(dtype: torch.dtype) -> float:
     return 2 * rows * inner * outer / min(seconds)
 
 
-def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> Tuned:
-    """The model to be trained, with shapes and types but no storage."""
+def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> tuple[Tuned, Fused]:
+    """The model to be trained, with shapes and types but no storage, and what of it got a faster form."""
     settings = require_forest(folder)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             settings, dtype=weights_dtype(config.method.tuning, dtype), attn_implementation=FOREST_ATTENTION
         )
     model.tie_weights()
-    fuse_blocks(model)
-    if config.method.tuning == "full":
-        return model
-    return add_lora(model, config.lora, config.train.seed)
+    fused = fuse_blocks(model)
+    return (model if config.method.tuning == "full" else add_lora(model, config.lora, config.train.seed)), fused
 
 
 def _sizes(model: Tuned) -> tuple[int, int]:

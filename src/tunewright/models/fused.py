@@ -15,6 +15,12 @@ class Fused:
     norms: int
     feed_forward: int
 
+    @property
+    def missing(self) -> list[str]:
+        """What kept its plain form, in words."""
+        counts = {"norms": self.norms, "feed-forward layers": self.feed_forward}
+        return [name for name, count in counts.items() if not count]
+
 
 def fuse_blocks(model: nn.Module) -> Fused:
     """Replace what can be replaced exactly; names of weights stay. Adapters are added afterwards."""
