@@ -36,7 +36,7 @@ from tunewright.forest.build import build_forest, group_by_budget, split_over_pr
 from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
-from tunewright.runs.checkpoints import Checkpoint, checkpoints
+from tunewright.runs.checkpoints import Checkpoint, checkpoints, newest_sound
 from tunewright.runs.folder import RunFolder
 
 # Steps between two looks at whether the process holds more than was planned: to give memory back costs about a
@@ -218,8 +218,8 @@ class Training:
         )
 
     def _what_is_safe(self) -> str:
-        sound = checkpoints(self.run.checkpoints_path)
-        return f"the newest sound checkpoint is {sound[0].path}" if sound else "no checkpoint was written yet"
+        sound = newest_sound(self.run.checkpoints_path)
+        return f"the newest sound checkpoint is {sound.path}" if sound else "no checkpoint was written yet"
 
     def _update(self) -> float:
         settings = self.config.train
