@@ -1,5 +1,8 @@
 """A Training on a tiny model and made-up sequences, for tests of the loop."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,13 @@ def losses(records: Sequence[dict[str, Any]]) -> list[float]:
 
 def as_list(items: EncodedSet) -> list[Encoded]:
     return [items[index] for index in range(len(items))]
+
+
+def in_two_processes(program: str, folder: Path, *arguments: str) -> None:
+    """Run `program` with `folder` and the arguments as torchrun starts it, in two processes of one thread each."""
+    worker = folder.with_name("worker.py")
+    worker.write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    here = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here / 'src'}", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(worker), str(folder), *arguments], check=True, env=environment, timeout=300)

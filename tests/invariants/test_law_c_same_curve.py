@@ -1,15 +1,13 @@
 """Law (c): same seed, any forest size and process count: the same loss curve, and that of a plain loop."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.engine_setup import losses, make_training, run_config, tiny_set, tiny_tuned
+from tests.engine_setup import in_two_processes, losses, make_training, run_config, tiny_set, tiny_tuned
 from tests.tiny import tiny_model
 from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
@@ -91,10 +89,7 @@ Path(sys.argv[1], f"process-{training.processes.index}.json").write_text(json.du
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_two_processes_equal_one(tmp_path: Path, tuning: str) -> None:
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    subprocess.run([*launch, str(worker), str(tmp_path / "two"), tuning], check=True, env=_environment(), timeout=300)
+    in_two_processes(WORKER, tmp_path / "two", tuning)
     first, second = (json.loads((tmp_path / "two" / f"process-{index}.json").read_text()) for index in range(2))
     alone = trained(tmp_path / "one", tuning, torch.float64, 40)
     assert first["losses"] == pytest.approx(losses(alone), rel=1e-9)
@@ -103,10 +98,3 @@ def test_two_processes_equal_one(tmp_path: Path, tuning: str) -> None:
     assert first["processes"] == second["processes"] == 2
     assert rows <= first["rows"] + second["rows"]
     assert max(first["rows"], second["rows"]) < 0.75 * rows
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    here = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here / 'src'}", "OMP_NUM_THREADS": "1"}

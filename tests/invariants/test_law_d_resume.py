@@ -1,9 +1,6 @@
 """Law (d): an interrupted and resumed run equals the uninterrupted one bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.engine_setup import make_training, run_config, tiny_tuned
+from tests.engine_setup import in_two_processes, make_training, run_config, tiny_tuned
 from tunewright.config.schema import RunConfig
 from tunewright.engine.loop import Training
 from tunewright.engine.signals import StopRequest
@@ -123,12 +120,7 @@ if resumed.processes.is_main:
 
 def test_two_processes_go_on_with_the_same_bits(tmp_path: Path) -> None:
     """Each process draws its own dropout masks, as many as its share of the step asks for."""
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    here = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here / 'src'}", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, str(worker), str(tmp_path / "run")], check=True, env=environment, timeout=300)
+    in_two_processes(WORKER, tmp_path / "run")
     step, expected, actual = json.loads((tmp_path / "run" / "curves.json").read_text())
     assert step == 14
     assert actual == expected
