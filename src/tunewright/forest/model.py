@@ -15,6 +15,7 @@ from tunewright.forest.attention import FOREST_ATTENTION, NotOnForest, register_
 from tunewright.forest.build import Forest
 from tunewright.forest.head import Head, weighted_nll
 from tunewright.forest.layout import Backend, ForestLayout
+from tunewright.forest.log_probs import sequence_log_probs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,6 +76,12 @@ class ForestModel:
         """Σ weight · nll over the forest's loss edges, a differentiable scalar."""
         layout = self.layout(forest)
         return weighted_nll(self.hidden(layout)[layout.loss_rows], self.head, layout.edges)
+
+    def log_probs(self, layout: ForestLayout, count: int) -> Tensor:
+        """Σ weight · log p of each of the `count` sequences that the forest was built from, float64 [count]."""
+        rows = self.hidden(layout).index_select(0, layout.loss_rows)
+        sequence = torch.from_numpy(layout.edge_sequence).to(self.device)
+        return sequence_log_probs(rows, self.head, layout.edges, sequence, count)
 
 
 def cannot_follow(model_type: str, evidence: str) -> UsageError:
