@@ -125,7 +125,7 @@ def really_kept(model: Tuned, step: list[Any], autocast: bool) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        rows = keep(forest_model.hidden(layout)[layout.loss_rows])
+        rows = keep(forest_model.loss_hidden(layout))
     dtype = torch.bfloat16 if autocast or model.dtype == torch.bfloat16 else torch.float32
     for bucket in layout.buckets(None, dtype).buckets:
         keep(bucket.bias)

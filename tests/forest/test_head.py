@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tunewright.forest.head import Edges, Head, edge_scores, weighted_nll
+from tunewright.forest.head import CHUNK_BYTES, Edges, Head, edge_scores, usual_chunk_bytes, weighted_nll
 
 ROWS, WIDTH, VOCABULARY = 7, 5, 11
 ONE_ROW = 4 * VOCABULARY  # bytes of one row's float32 logits
@@ -133,3 +133,8 @@ def test_no_edges_cost_nothing() -> None:
     assert float(loss.detach()) == 0
     assert not weight.grad.any()
     assert [len(part) for part in edge_scores(hidden[:0], Head(weight), nothing)] == [0, 0]
+
+
+def test_a_chunk_is_256_rows_unless_the_vocabulary_is_large() -> None:
+    assert usual_chunk_bytes(49_152) == 256 * 49_152 * 4
+    assert usual_chunk_bytes(151_936) == CHUNK_BYTES < 256 * 151_936 * 4

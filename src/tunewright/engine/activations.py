@@ -54,7 +54,10 @@ def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> S
         if len(layers) <= 2 * MORE:
             memory = _walk(model, forest, arithmetic)
         else:
-            more, few = (_walk(_shortened(model, layers[:count]), forest, arithmetic) for count in (MORE, FEW))
+            more, few = (
+                _walk(_shortened(model, [*layers[: count - 1], layers[-1]]), forest, arithmetic)
+                for count in (MORE, FEW)
+            )
             memory = _extrapolated(few, more, len(layers))
     factor = 2 if halved else 1
     return StepMemory(factor * memory.kept, factor * memory.forward, factor * memory.backward)
@@ -67,7 +70,7 @@ def _walk(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMem
     with _Ledger() as ledger:
         with arithmetic:
             layout = forest_model.layout(forest)
-            rows = forest_model.hidden(layout)[layout.loss_rows]
+            rows = forest_model.loss_hidden(layout)
         kept, forward = ledger.live, ledger.peak
         ledger.peak = ledger.live
         rows.backward(torch.empty_like(rows))

@@ -26,7 +26,7 @@ from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
-from tunewright.forest.head import CHUNK_BYTES
+from tunewright.forest.head import usual_chunk_bytes
 from tunewright.forest.model import plain_model
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
@@ -246,7 +246,7 @@ def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
     head = plain_model(model).get_output_embeddings().weight
     gradient = head.numel() * 4 if head.requires_grad else 0  # made in the forward
     linears = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    return 3 * CHUNK_BYTES + gradient + (0 if autocast is None else autocast.itemsize * linears)
+    return 3 * usual_chunk_bytes(len(head)) + gradient + (0 if autocast is None else autocast.itemsize * linears)
 
 
 def _step_flops(model: Tuned, tokens: float, loss_rows: float) -> float:

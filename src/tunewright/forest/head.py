@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Float32 logits of one chunk take about this many bytes: rows enough for fast matrix products.
-CHUNK_BYTES = 32 * 2**20
+# Rows enough for fast matrix products, and few enough that their logits pass through the caches; but no more bytes of
+# float32 logits than these, whatever the vocabulary.
+CHUNK_ROWS = 256
+CHUNK_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,19 @@ class Edges:
     weight: Tensor
 
 
-def weighted_nll(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def weighted_nll(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None = None) -> Tensor:
     """Σ weight · nll over all edges, a scalar in float32 (float64 for float64 inputs). `hidden` is [R, D]."""
     apply: Callable[..., Tensor] = _WeightedNLL.apply
     return apply(hidden, head.weight, head.bias, head, edges, chunk_bytes)
 
 
+def usual_chunk_bytes(vocabulary: int) -> int:
+    """Bytes that the float32 logits of one chunk take when nothing else is said."""
+    return min(CHUNK_BYTES, 4 * vocabulary * CHUNK_ROWS)
+
+
 @torch.no_grad()
-def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
+def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None = None) -> tuple[Tensor, Tensor]:
     """For each edge its nll (float64 [E]) and whether its target is the likeliest token (bool [E])."""
     nll = torch.empty(len(edges.row), dtype=torch.float64, device=hidden.device)
     best = torch.empty(len(edges.row), dtype=torch.bool, device=hidden.device)
@@ -61,7 +68,7 @@ def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int = CHU
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges, chunk_bytes: int
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, edges: Edges, chunk_bytes: int | None
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -108,10 +115,10 @@ class Sweep:
     costs more than the arithmetic done in them.
     """
 
-    def __init__(self, hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int) -> None:
+    def __init__(self, hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None) -> None:
         self.hidden, self.head, self.edges = hidden, head, edges
         self.weight = head.weight.to(hidden.dtype)
-        self.chunks = _chunks(len(hidden), len(self.weight), edges, chunk_bytes)
+        self.chunks = _chunks(len(hidden), len(self.weight), edges, chunk_bytes or usual_chunk_bytes(len(self.weight)))
         size = max((rows.stop - rows.start for rows, _ in self.chunks), default=0), len(self.weight)
         self._product = torch.empty(size, dtype=hidden.dtype, device=hidden.device)
         wide = torch.promote_types(hidden.dtype, torch.float32)

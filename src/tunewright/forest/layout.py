@@ -56,7 +56,8 @@ class ForestLayout:
     """`input_ids` and `position_ids` are int64 [1, T]; `loss_rows` [R] are the rows that `edges` read, in order.
 
     `edge_sequence` (NumPy, int64 [E]) says which sequence each of `edges` belongs to.
-    `windows` are the sliding windows that attention asked for so far, call by call.
+    `windows` are the sliding windows that attention asked for so far, call by call. `wanted_rows` are the rows that
+    the last layer is asked for, or None for all.
     """
 
     def __init__(self, forest: Forest, device: torch.device | str = "cpu", backend: Backend = "cpu") -> None:
@@ -74,6 +75,7 @@ class ForestLayout:
         )
         self.edge_sequence = forest.edge_sequence[order]
         self.windows: list[int | None] = []
+        self.wanted_rows: Tensor | None = None
         self._masks: dict[int | None, Tensor] = {}
         self._buckets: dict[tuple[int | None, torch.dtype], Buckets] = {}
 

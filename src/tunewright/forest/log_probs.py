@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tunewright.forest.head import CHUNK_BYTES, Edges, Head, Sweep, weighted_nll
+from tunewright.forest.head import Edges, Head, Sweep, weighted_nll
 
 
 def sequence_log_probs(
-    hidden: Tensor, head: Head, edges: Edges, sequence: Tensor, count: int, chunk_bytes: int = CHUNK_BYTES
+    hidden: Tensor, head: Head, edges: Edges, sequence: Tensor, count: int, chunk_bytes: int | None = None
 ) -> Tensor:
     """Σ weight · log p over the edges of each of `count` sequences, float64 [count]; 0 for one without edges.
 
@@ -45,7 +45,7 @@ class _SequenceNLL(torch.autograd.Function):
         edges: Edges,
         owner: Tensor,
         count: int,
-        chunk_bytes: int,
+        chunk_bytes: int | None,
     ) -> Tensor:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total = torch.zeros(count, dtype=torch.float64, device=hidden.device)

@@ -56,6 +56,19 @@ class ForestModel:
 
     def hidden(self, layout: ForestLayout) -> Tensor:
         """Final hidden states [T, D], in the type that products are computed in."""
+        layout.wanted_rows = None
+        return self._decoded(layout)
+
+    def loss_hidden(self, layout: ForestLayout) -> Tensor:
+        """Final hidden states [R, D] of the loss rows alone, in the type that products are computed in."""
+        # Where no loss is read, rows to compute nothing for would only be a special case.
+        layout.wanted_rows = layout.loss_rows if len(layout.loss_rows) else None
+        hidden = self._decoded(layout)
+        # Architectures whose last layer has no fast form give all rows.
+        return hidden if len(hidden) == len(layout.loss_rows) else hidden[layout.loss_rows]
+
+    def _decoded(self, layout: ForestLayout) -> Tensor:
+        """[T, D], or [R, D] where the last layer gives the wanted rows alone."""
         try:
             output: Any = self.decoder(
                 input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, forest=layout
@@ -75,11 +88,11 @@ class ForestModel:
     def weighted_nll(self, forest: Forest) -> Tensor:
         """Σ weight · nll over the forest's loss edges, a differentiable scalar."""
         layout = self.layout(forest)
-        return weighted_nll(self.hidden(layout)[layout.loss_rows], self.head, layout.edges)
+        return weighted_nll(self.loss_hidden(layout), self.head, layout.edges)
 
     def log_probs(self, layout: ForestLayout, count: int) -> Tensor:
         """Σ weight · log p of each of the `count` sequences that the forest was built from, float64 [count]."""
-        rows = self.hidden(layout).index_select(0, layout.loss_rows)
+        rows = self.loss_hidden(layout)
         sequence = torch.from_numpy(layout.edge_sequence).to(self.device)
         return sequence_log_probs(rows, self.head, layout.edges, sequence, count)
 

@@ -53,7 +53,7 @@ def score(
             poll()
             layout = forest_model.layout(build_forest([sequences[index] for index in group]))
             edges = layout.edges
-            nll, correct = edge_scores(forest_model.hidden(layout)[layout.loss_rows], forest_model.head, edges)
+            nll, correct = edge_scores(forest_model.loss_hidden(layout), forest_model.head, edges)
             owner = np.asarray(group)[layout.edge_sequence]
             columns = (nll, correct, edges.weight, edges.target)
             nll_array, correct_array, weights, targets = (column.cpu().numpy() for column in columns)

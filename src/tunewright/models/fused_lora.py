@@ -97,7 +97,7 @@ class _LoraLinears(torch.autograd.Function):
         grad_lows = [(grad @ up).mul_(scale) for grad, up, scale in zip(flat, ups, ctx.scales, strict=True)]
         grad_low = grad_lows[0] if count == 1 else torch.cat(grad_lows, dim=1)
         grad_ups = [
-            (grad.T @ low).to(ctx.adapter_dtype).mul_(scale)
+            (low.T @ grad).T.to(ctx.adapter_dtype).mul_(scale)
             for grad, low, scale in zip(flat, lows, ctx.scales, strict=True)
         ]
         grad_downs = (grad_low.T @ rows).to(ctx.adapter_dtype).split(ctx.ranks)

@@ -53,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         inverse = (length.square() / x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        out: Tensor = weight * (x * inverse).to(x.dtype)
+        out: Tensor = weight * x.to(wide, copy=True).mul_(inverse).to(x.dtype)
         return out
 
     @staticmethod
@@ -67,8 +67,8 @@ class _RMSNorm(torch.autograd.Function):
             grad_weight = rows.sum(dim=0).to(weight.dtype)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None
-        # With n = x·inverse and g the gradient by n: dx = inverse · (g - n · mean(g · n)).
-        grad_n = (grad * weight).to(inverse.dtype)
-        mean = (grad_n * wide_x).mean(dim=-1, keepdim=True)
-        grad_x = grad_n.mul_(inverse).addcmul_(wide_x, mean.mul_(inverse.pow(3)), value=-1)
+        # With g the gradient by x · inverse, times inverse: dx = g - x · inverse² · mean(g · x).
+        grad_x = grad.to(inverse.dtype, copy=True).mul_(weight).mul_(inverse)
+        mean = torch.einsum("...d,...d->...", grad_x, wide_x).div_(x.shape[-1]).unsqueeze(-1)
+        grad_x.addcmul_(wide_x, mean.mul_(inverse.square()), value=-1)
         return grad_x.to(x.dtype), grad_weight, None
