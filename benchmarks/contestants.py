@@ -9,8 +9,6 @@ starts later or larger for another's libraries.
 """
 
 import json
-import platform
-import re
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stopwatch import Stopwatch
+from surroundings import processor, versions
 
 if TYPE_CHECKING:
     from tunewright.config.schema import RunConfig
@@ -99,7 +98,6 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
     from tunewright.engine.watch import Silent
     from tunewright.errors import RunError
     from tunewright.runs.folder import RunFolder
-    from tunewright.runs.provenance import installed_version
 
     losses: list[float] = []
     computed: list[int] = []
@@ -120,11 +118,10 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
     if not (np.array_equal(train.input_ids, rows.input_ids) and np.array_equal(train.weights, rows.weights)):
         raise RunError("tunewright encoded the rows differently than a moment ago; did the data file change?")
     start(ready, "benchmarks/sft_vs_trainer.py", Watcher())
-    versions = {name: installed_version(name) for name in PACKAGES}
     return losses, {
         "forest_tokens": ready.plan.forest_tokens,
         "step_computed_tokens": computed,
-        "versions": versions,
+        "versions": versions(PACKAGES),
     }
 
 
@@ -230,9 +227,7 @@ def _machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    return names[0] if names else platform.machine()
+    return processor()
 
 
 if __name__ == "__main__":
