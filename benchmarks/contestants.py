@@ -9,8 +9,6 @@ Imports stand inside the parts, so that none starts later or larger for another'
 """
 
 import json
-import platform
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pairs import encode_pairs, train_pairs
 from stopwatch import Stopwatch
+from surroundings import processor, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,14 +113,12 @@ def _encode_dialogs(
 
 def train_tunewright(work: Path, watch: Stopwatch, precomputed: bool) -> tuple[list[float], dict[str, Any]]:
     """Loss of each step, with the versions of what ran; `precomputed` is for pairs."""
-    from tunewright.runs.provenance import installed_version
-
     settings = _settings(work)
     if settings["objective"] == "dpo":
         losses, details = train_pairs(_config(work), *_rows(work), settings["forest_tokens"], precomputed, watch)
     else:
         losses, details = _train_dialogs(work, watch)
-    return losses, {**details, "versions": {name: installed_version(name) for name in PACKAGES}}
+    return losses, {**details, "versions": versions(PACKAGES)}
 
 
 def _train_dialogs(work: Path, watch: Stopwatch) -> tuple[list[float], dict[str, Any]]:
@@ -261,9 +258,7 @@ def _machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    return names[0] if names else platform.machine()
+    return processor()
 
 
 if __name__ == "__main__":

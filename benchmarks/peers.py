@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stopwatch import Stopwatch
+from surroundings import versions
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -33,7 +34,7 @@ def main() -> int:
     peer, *variants = name.split("-")
     work, watch = Path(folder), Stopwatch(float(launched))
     losses, details = PEERS[_objective(work)][peer](work, watch, variants)
-    print(json.dumps(watch.answer(losses, {**details, "versions": _versions()})))
+    print(json.dumps(watch.answer(losses, {**details, "versions": versions(PACKAGES)})))
     return 0
 
 
@@ -293,18 +294,6 @@ def _padded(rows: list[Features], config: dict[str, Any], multiple: int) -> dict
     longest = -(-lengths.max(axis=1) // multiple) * multiple
     steps = longest.reshape(config["train"]["max_steps"], -1).sum(axis=1) * at_once
     return {"step_computed_tokens": steps.tolist()}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

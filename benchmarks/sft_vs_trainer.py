@@ -24,6 +24,7 @@ from typing import Any
 from environments import python_for
 from peers import BETA, MICRO_BATCH, PEERS
 from preferences import write_pairs
+from surroundings import today
 
 from tunewright.errors import RunError, TunewrightError, UsageError
 
@@ -135,7 +136,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     settings |= {"data": Path(options.data).name, "model": Path(options.model).name, "threads": threads.pop()}
     return {
         "benchmark": "sft_vs_trainer",
-        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "created": today(),
         "settings": settings,
         **facts,
         "load_before": load_before,
