@@ -64,7 +64,9 @@ def encode_pairs(config: "RunConfig", tokenizer: "PreTrainedTokenizerBase", stop
     sequences: list[Encoded] = []
     left_out = 0
     for chunk in read_sources(sources, "dpo"):
-        for place, row in zip(chunk.places, chunk.rows, strict=True) if isinstance(chunk, Chunk) else ():
+        if not isinstance(chunk, Chunk):
+            continue  # an account of how the file is read
+        for place, row in zip(chunk.places, chunk.rows, strict=True):
             try:
                 example: Any = for_stage(read_example(row, chunk.layout, config.data.system, place), "dpo")
                 sequences += _encode(example, template, job.data.max_length)
