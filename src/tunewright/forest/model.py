@@ -55,6 +55,7 @@ class ForestModel:
 
     def hidden(self, layout: ForestLayout) -> Tensor:
         """Final hidden states [T, D], in the type that products are computed in."""
+        layout.windows.clear()  # of an earlier pass, forward or backward
         try:
             output: Any = self.decoder(
                 input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, forest=layout
