@@ -250,7 +250,8 @@ class TrainConfig(Section):
     recompute: Literal["auto", "off", "full"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="How many decoder layers, from the first, are computed again in the backward to save memory "
-        "(activation checkpointing): auto is as few as it takes, full all of them. Never changes the result.",
+        "(activation checkpointing): a number, off, full, or auto for what is quickest of all that fits; none where all "
+        "fits. Never changes the result.",
     )
 
 

@@ -228,7 +228,7 @@ def _why(config: RunConfig, fit: Fit, choice: Choice) -> str:
     if settings.recompute != "auto":
         return f"train.recompute is {settings.recompute}"
     if not choice.recomputed:
-        fits = "what they all keep fits" if choice.tokens >= fit.most else "smaller forests cost less"
+        fits = "all that they keep fits" if choice.tokens >= fit.most else "smaller forests cost less"
         return fits if fit.memory.layers else "this architecture has no such layers"
     without = fit.choice(0, settings.forest_tokens)
     if fit.at_once(without.tokens) > without.fitting:
