@@ -69,6 +69,7 @@ class ForestModel:
 
     def _decoded(self, layout: ForestLayout) -> Tensor:
         """[T, D], or [R, D] where the last layer gives the wanted rows alone."""
+        layout.windows.clear()  # of an earlier pass, forward or backward
         try:
             output: Any = self.decoder(
                 input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, forest=layout
