@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from tunewright.engine.tunings import Tuned, trainable
 from tunewright.forest.build import Forest
+from tunewright.forest.layout import Backend
 from tunewright.forest.model import ForestModel, plain_model
 
 # Of a deep model this many equal layers are walked through, and the rest follow from them.
@@ -36,8 +37,8 @@ class StepMemory:
     backward: int
 
 
-def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMemory:
-    """What one pass of `forest` through the decoder holds.
+def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None, backend: Backend = "cpu") -> StepMemory:
+    """What one pass of `forest` through the decoder holds where `backend` attends.
 
     `model` lies on the meta device and is of no use afterwards: it may have lost layers, and its parameters only
     pretend to be on a CPU.
@@ -52,16 +53,16 @@ def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> S
         arithmetic = None if halved else autocast
         layers = _equal_layers(model)
         if len(layers) <= 2 * MORE:
-            memory = _walk(model, forest, arithmetic)
+            memory = _walk(model, forest, arithmetic, backend)
         else:
-            more, few = (_walk(_shortened(model, layers[:count]), forest, arithmetic) for count in (MORE, FEW))
+            more, few = (_walk(_shortened(model, layers[:n]), forest, arithmetic, backend) for n in (MORE, FEW))
             memory = _extrapolated(few, more, len(layers))
     factor = 2 if halved else 1
     return StepMemory(factor * memory.kept, factor * memory.forward, factor * memory.backward)
 
 
-def _walk(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMemory:
-    forest_model = ForestModel(model, backend="cpu")
+def _walk(model: Tuned, forest: Forest, autocast: torch.dtype | None, backend: Backend) -> StepMemory:
+    forest_model = ForestModel(model, backend)
     model.train()
     arithmetic = nullcontext() if autocast is None else torch.autocast("cpu", dtype=autocast)
     with _Ledger() as ledger:
@@ -101,6 +102,8 @@ def _forget_gradient(parameter: Tensor) -> None:
 
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of all storages that operations make and that are still referred to."""
+
+    supports_higher_order_operators = True  # FlexAttention is one
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations

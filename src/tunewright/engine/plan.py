@@ -22,11 +22,12 @@ from tunewright.data.examples import Encoded, EncodedSet
 from tunewright.data.sampler import Sampler
 from tunewright.engine.activations import StepMemory, step_memory
 from tunewright.engine.memory import available_memory
-from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_dtype
+from tunewright.engine.tunings import Tuned, require_forest, trainable, training_device, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.head import CHUNK_BYTES
+from tunewright.forest.layout import best_backend
 from tunewright.forest.model import plain_model
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
@@ -36,6 +37,9 @@ from tunewright.units import duration, gib
 # Resident bytes seen on Linux beside all that is counted: Python, torch, transformers and their threads take 0.7 GiB,
 # compiled kernels and the gaps that the allocator keeps between steps of different sizes about as much again.
 PROCESS_BYTES = 1300 * 2**20
+# Of a GPU's memory: the context is there before one asks what is free, but kernels are loaded when first used, and the
+# products have a workspace. Nothing of it is in what torch says it allocated.
+CUDA_BYTES = 512 * 2**20
 # Share of the free memory that a run may plan to use.
 USABLE = 0.85
 # A step costs this many times its matrix products' floor (benchmarks/results has the measurement).
@@ -155,8 +159,10 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     head = _head_bytes(model, autocast)
     flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
     context: int = plain_model(model).config.get_text_config().max_position_embeddings
-    memory = step_memory(model, build_forest(largest), autocast)  # the last use of `model`
-    need = _Need(PROCESS_BYTES + weights + state, head, memory, most)
+    device = training_device()
+    memory = step_memory(model, build_forest(largest), autocast, best_backend(device))  # the last use of `model`
+    process = CUDA_BYTES if device.type == "cuda" else PROCESS_BYTES
+    need = _Need(process + weights + state, head, memory, most)
     available = available_bytes()
     longest = int(lengths.max())
     _require_context(longest, context)
@@ -183,7 +189,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
         training_state_bytes=state,
         activation_bytes=need.activations(at_once),
         temporary_bytes=need.peak(at_once) - need.fixed - need.activations(at_once),
-        process_bytes=PROCESS_BYTES,
+        process_bytes=process,
         available_bytes=available,
         step_flops=flops,
         flops_per_second=rate,
