@@ -133,6 +133,14 @@ def test_log_probs_by_sequence_in_float64(family: str, backend: Backend) -> None
         assert_same((0.0, gradients(model)), (0.0, gradients(plain)), rtol)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2"])
+def test_flex_in_float64(family: str) -> None:
+    """Its masks and soft caps, by the operator that is compiled on CUDA; traced anew in each call, so one forest."""
+    sequences = random_sequences(1)
+    expected = reference(family, sequences, torch.float64)
+    assert_same(on_forest(family, sequences, torch.float64, "flex", 10**6), expected, 1e-9)
+
+
 def test_long_segments_and_many_branches() -> None:
     """Segments longer than a block of queries, and a root with a hundred children."""
     rng = np.random.default_rng(5)

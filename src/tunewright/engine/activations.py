@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from tunewright.engine.tunings import Tuned, trainable
 from tunewright.forest.build import Forest
+from tunewright.forest.layout import Backend
 from tunewright.forest.model import ForestModel, plain_model
 from tunewright.models.recompute import recompute_layers, switchable_layers
 
@@ -40,15 +41,17 @@ class StepMemory:
 
 
 class DecoderMemory:
-    """What one pass of `forest` through the decoder of `model` holds, by how many layers are computed again.
+    """What one pass of `forest` through the decoder of `model` holds where `backend` attends, by how many layers are
+    computed again.
 
     `model` lies on the meta device and is of no use afterwards: it may have lost layers, and its parameters only
     pretend to be on a CPU. Raises UsageError, from the first question, for a model that cannot follow a forest.
     """
 
-    def __init__(self, model: Tuned, forest: Forest, autocast: torch.dtype | None) -> None:
+    def __init__(self, model: Tuned, forest: Forest, autocast: torch.dtype | None, backend: Backend = "cpu") -> None:
         self._model = model
         self._forest = forest
+        self._backend: Backend = backend
         # torch knows the shapes of grouped products, in which experts are computed, for bfloat16 only; float32 holds
         # twice as much, or a little less.
         self._halved = any(parameter.ndim == 3 and parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -92,7 +95,7 @@ class DecoderMemory:
         return self._passes[again]
 
     def _walk(self) -> "_Pass":
-        forest_model = ForestModel(self._model, backend="cpu")
+        forest_model = ForestModel(self._model, self._backend)
         self._model.train()
         arithmetic = nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
         with _Ledger() as ledger:
@@ -171,6 +174,8 @@ def _forget_gradient(parameter: Tensor) -> None:
 
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of all storages that operations make and that are still referred to."""
+
+    supports_higher_order_operators = True  # FlexAttention is one
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations

@@ -33,7 +33,7 @@ from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
 from tunewright.engine.tunings import Tuned, trainable, write_weights
 from tunewright.errors import Interrupted, RunError
-from tunewright.forest.build import build_forest, group_by_budget, split_over_processes
+from tunewright.forest.build import Forest, build_forest, group_by_budget, split_over_processes
 from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
@@ -55,6 +55,18 @@ class StepResult:
     tokens: int
     distinct_tokens: int
     supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The 0-based `step` as this process computes it: counts over all processes, and its own share's forests."""
+
+    step: int
+    weight: float
+    samples: int
+    tokens: int
+    supervised_tokens: int
+    forests: list[Forest]
 
 
 @dataclass
@@ -85,6 +97,7 @@ class Training:
     sampler: Sampler = field(init=False)
     parameters: list[tuple[str, Tensor]] = field(init=False)
     optimizer: AdamW = field(init=False)
+    _upcoming: _Work | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         settings = self.config.train
@@ -135,34 +148,46 @@ class Training:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sequences = [self.train[index] for index in self.sampler.step(step)]
-        total_weight = sum(float(sequence.weights[1:].sum(dtype="float64")) for sequence in sequences)
-        mine = sequences
-        if self.processes.count > 1:
-            mine = [sequences[i] for i in split_over_processes(sequences, self.processes.count)[self.processes.index]]
+        work = self._upcoming if self._upcoming is not None and self._upcoming.step == step else self._prepare(step)
         objective = OBJECTIVES[self.config.method.stage]
-        nll = 0.0
-        rows = 0
-        for group in group_by_budget(mine, self.forest_tokens):
+        # Added up where they are computed: to read one there would wait for it.
+        total = torch.zeros((), dtype=torch.float64, device=self.forest_model.device)
+        for forest in work.forests:
             # Giving a step up half-way is safe alone; with others it must be agreed on, after the step.
             if stop and self.processes.count == 1:
                 return None
-            forest = build_forest([mine[index] for index in group])
             with self._arithmetic():
                 loss = objective(self.forest_model, forest)
-            (loss / total_weight).backward()
-            nll += loss.item()
-            rows += len(forest)
+            (loss / work.weight).backward()
+            total += loss.detach()
+        # A GPU still computes what it was given; that time makes the next step's forests. They depend on nothing that
+        # training changes, so a resumed run makes the same.
+        self._upcoming = self._prepare(step + 1) if step + 1 < self.sampler.total_steps else None
         self.processes.sum_gradients(parameter for _, parameter in self.parameters)
-        nll, all_rows = self.processes.sum([nll, float(rows)])
+        nll, rows = self.processes.sum([total.item(), float(sum(map(len, work.forests)))])
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters if p.grad is not None])
         return StepResult(
-            loss=nll / total_weight,
+            loss=nll / work.weight,
             grad_norm=float(norm),
+            samples=work.samples,
+            tokens=work.tokens,
+            distinct_tokens=int(rows),
+            supervised_tokens=work.supervised_tokens,
+        )
+
+    def _prepare(self, step: int) -> _Work:
+        """Read the examples of a step and merge this process's share of them. Draws nothing from the random state."""
+        sequences = [self.train[index] for index in self.sampler.step(step)]
+        mine = sequences
+        if self.processes.count > 1:
+            mine = [sequences[i] for i in split_over_processes(sequences, self.processes.count)[self.processes.index]]
+        return _Work(
+            step=step,
+            weight=sum(float(sequence.weights[1:].sum(dtype="float64")) for sequence in sequences),
             samples=len(sequences),
             tokens=sum(len(sequence) for sequence in sequences),
-            distinct_tokens=int(all_rows),
             supervised_tokens=sum(int((sequence.weights[1:] != 0).sum()) for sequence in sequences),
+            forests=[build_forest([mine[i] for i in group]) for group in group_by_budget(mine, self.forest_tokens)],
         )
 
     def let_go(self) -> None:

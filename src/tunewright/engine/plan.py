@@ -24,11 +24,12 @@ from tunewright.data.sampler import Sampler
 from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.fit import Choice, Fit, Flops
 from tunewright.engine.memory import available_memory
-from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_dtype
+from tunewright.engine.tunings import Tuned, require_forest, trainable, training_device, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.head import usual_chunk_bytes
+from tunewright.forest.layout import best_backend
 from tunewright.forest.model import plain_model
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
@@ -38,6 +39,9 @@ from tunewright.units import duration, gib
 # Resident bytes seen on Linux beside all that is counted: Python, torch, transformers and their threads take 0.7 GiB,
 # compiled kernels and the gaps that the allocator keeps between steps of different sizes about as much again.
 PROCESS_BYTES = 1300 * 2**20
+# Of a GPU's memory: the context is there before one asks what is free, but kernels are loaded when first used, and the
+# products have a workspace. Nothing of it is in what torch says it allocated.
+CUDA_BYTES = 512 * 2**20
 # Share of the free memory that a run may plan to use.
 USABLE = 0.85
 # A step costs this many times its matrix products' floor (benchmarks/results has the measurement).
@@ -140,6 +144,7 @@ class _Counted:
     trained: int
     weights_bytes: int
     state_bytes: int
+    process_bytes: int
     missing: list[str]
     fit: Fit
 
@@ -184,7 +189,7 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
         training_state_bytes=counted.state_bytes,
         activation_bytes=kept,
         temporary_bytes=peak - fit.fixed - kept,
-        process_bytes=PROCESS_BYTES,
+        process_bytes=counted.process_bytes,
         available_bytes=available,
         step_flops=choice.flops,
         flops_per_second=rate,
@@ -209,17 +214,19 @@ def _count_bytes(config: RunConfig, folder: Path, dtype: torch.dtype, prepared: 
     # Trained weights come with a gradient and AdamW's two moments, all of their own type.
     state = sum(4 * parameter.nbytes for _, parameter in trainable(model))
     autocast = dtype if dtype != weights_dtype(config.method.tuning, dtype) else None
+    device = training_device()
+    process = CUDA_BYTES if device.type == "cuda" else PROCESS_BYTES
     fit = Fit(
-        fixed=PROCESS_BYTES + weights + state,
+        fixed=process + weights + state,
         head=_head_bytes(model, autocast),
         flops=_flops(model, float(np.mean([_loss_rows(step) for step in steps]))),
-        memory=DecoderMemory(model, build_forest(largest), autocast),  # the last use of `model`
+        memory=DecoderMemory(model, build_forest(largest), autocast, best_backend(device)),  # the last use of `model`
         most=distinct_tokens(largest),
         longest=longest,
         budget=budget,
         steps=steps,
     )
-    return _Counted(parameters, trained, weights, state, fused.missing, fit)
+    return _Counted(parameters, trained, weights, state, process, fused.missing, fit)
 
 
 def _why(config: RunConfig, fit: Fit, choice: Choice) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -32,11 +33,15 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Loss edges by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64), `weight` is float64."""
+    """Loss edges by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64), `weight` is float64.
+
+    Those of loss row r are `begin[r]` to `begin[r + 1]`; NumPy, so that to cut them waits for no device.
+    """
 
     row: Tensor
     target: Tensor
     weight: Tensor
+    begin: np.ndarray
 
 
 def weighted_nll(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None = None) -> Tensor:
@@ -182,7 +187,7 @@ def _chunks(num_rows: int, vocabulary: int, edges: Edges, chunk_bytes: int) -> l
     """Slices of rows, each with the slice of edges that read them (edges are sorted by row)."""
     size = max(1, chunk_bytes // (4 * vocabulary))
     starts = list(range(0, num_rows, size))
-    bounds = torch.searchsorted(edges.row, torch.tensor([*starts, num_rows], device=edges.row.device)).tolist()
+    bounds = edges.begin[[*starts, num_rows]].tolist()
     return [
         (slice(start, min(start + size, num_rows)), slice(first, last))
         for start, first, last in zip(starts, bounds, bounds[1:], strict=False)

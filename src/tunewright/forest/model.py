@@ -14,7 +14,7 @@ from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, NotOnForest, register_forest_attention
 from tunewright.forest.build import Forest
 from tunewright.forest.head import Head, weighted_nll
-from tunewright.forest.layout import Backend, ForestLayout
+from tunewright.forest.layout import Backend, ForestLayout, best_backend
 from tunewright.forest.log_probs import sequence_log_probs
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class ForestModel:
     def __init__(self, model: "PreTrainedModel | PeftModel", backend: Backend | None = None) -> None:
         self.model = plain_model(model)
         self.device = self.model.device
-        # Index gathers and batched products pay off on a CPU; elsewhere the dense mask is what works everywhere.
-        self.backend: Backend = backend or ("cpu" if self.device.type == "cpu" else "reference")
+        self.backend: Backend = backend or best_backend(self.device)
         self.decoder: nn.Module = self.model.get_decoder()
         config: PreTrainedConfig = self.model.config.get_text_config()
         settings = config.to_dict()
