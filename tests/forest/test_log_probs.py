@@ -1,5 +1,6 @@
 """Log-probabilities by sequence against log-softmax written out, with gradients that differ by sequence."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ EDGES = Edges(
     torch.tensor([0, 1, 1, 1, 1, 2, 4, 5, 6, 6]),
     torch.tensor([3, 0, 10, 0, 7, 5, 5, 1, 2, 9]),
     torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.25, 1.0], dtype=torch.float64),
+    np.array([0, 1, 5, 6, 6, 7, 8, 10]),
 )
 SEQUENCE = torch.tensor([0, 3, 0, 1, 3, 0, 3, 1, 1, 0])
 FACTORS = torch.tensor([1.7, -0.3, 5.0, 0.9], dtype=torch.float64)

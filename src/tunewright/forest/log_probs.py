@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -26,7 +27,8 @@ def sequence_log_probs(
     """
     reader, row = torch.unique(edges.row * count + sequence, return_inverse=True)
     order = torch.argsort(row, stable=True)
-    by_reader = Edges(row[order], edges.target[order], edges.weight[order])
+    begin = np.searchsorted(row[order].cpu().numpy(), np.arange(len(reader) + 1))
+    by_reader = Edges(row[order], edges.target[order], edges.weight[order], begin)
     rows = hidden.index_select(0, reader // count)
     apply: Callable[..., Tensor] = _SequenceNLL.apply
     return -apply(rows, head.weight, head.bias, head, by_reader, reader % count, count, chunk_bytes)
