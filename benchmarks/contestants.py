@@ -1,25 +1,28 @@
 """The parts of `sft_vs_trainer.py` that are tunewright's, each in a process of its own.
 
-    python benchmarks/contestants.py {prepare,tunewright,floor} FOLDER TIME
+    python benchmarks/contestants.py {prepare,tunewright,tunewright-precomputed,floor} FOLDER TIME
 
 `prepare` fills the work FOLDER for all contestants: `config.json` (the work as tunewright's config), `rows.npz` (token
-ids, weights and the order of rows, from tunewright's own encoding and sampler) and `adapter/` (the first adapter
-weights, in PEFT's format). TIME is the time.time() just before the launch. Imports stand inside the parts, so that none
-starts later or larger for another's libraries.
+ids, weights and the order of rows, from tunewright's own encoding and sampler; of pairs the better and the worse answer
+in turn) and `adapter/` (the first adapter weights, in PEFT's format). TIME is the time.time() just before the launch.
+Imports stand inside the parts, so that none starts later or larger for another's libraries.
 """
 
 import json
-import platform
-import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pairs import encode_pairs, train_pairs
 from stopwatch import Stopwatch
+from surroundings import processor, versions
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tunewright.config.schema import RunConfig
     from tunewright.data.examples import EncodedSet, FlatSet
 
@@ -32,8 +35,9 @@ def main() -> int:
     name, folder, launched = sys.argv[1:]
     work, watch = Path(folder), Stopwatch(float(launched))
     try:
-        if name == "tunewright":
-            answer = watch.answer(*train_tunewright(work, watch))
+        contestant, *variants = name.split("-")
+        if contestant == "tunewright":
+            answer = watch.answer(*train_tunewright(work, watch, "precomputed" in variants))
         else:
             answer = {"prepare": prepare_work, "floor": measure_floor}[name](work)
     except TunewrightError as error:
@@ -49,28 +53,26 @@ def prepare_work(work: Path) -> dict[str, Any]:
     Raises UsageError for data or a model that tunewright would refuse.
     """
     from tunewright.config.load import load_config
-    from tunewright.data.encode import prepare
-    from tunewright.data.sampler import Sampler
     from tunewright.engine.tunings import load_for_training, write_weights
-    from tunewright.errors import UsageError
     from tunewright.forest.build import build_forest
     from tunewright.models.dtype import choose_dtype
     from tunewright.models.load import eos_ids, load_tokenizer
     from tunewright.models.resolve import resolve_model
 
-    settings = json.loads((work / "settings.json").read_text("utf-8"))
+    settings = _settings(work)
     config = load_config(None, base=_as_config(settings, work))
     model = resolve_model(config.model, Path.cwd())
     dtype, _ = choose_dtype(config.model.dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     config.model = config.model.model_validate({"name": str(model.path), "source": "local", "dtype": dtype_name})
     tokenizer = load_tokenizer(model.path)
-    prepared = prepare(config, tokenizer, eos_ids(model.path, tokenizer), Path.cwd())
-    train = _in_memory(prepared.train)
-    if not np.isin(train.weights, (0, 1)).all():
-        raise UsageError("these rows weigh tokens by other numbers than 0 and 1, which the peers' labels cannot say")
-    sampler = Sampler.over(prepared.train, config.train)
-    order = np.array([sampler.step(step) for step in range(sampler.total_steps)])
+    stop_ids = eos_ids(model.path, tokenizer)
+    if settings["objective"] == "dpo":
+        pairs = encode_pairs(config, tokenizer, stop_ids)
+        train, order = pairs.sequences, pairs.order(config)
+        facts = {"examples": len(pairs), "left_out": pairs.left_out, "data_sha256": pairs.sha256}
+    else:
+        train, order, facts = _encode_dialogs(config, tokenizer, stop_ids)
 
     (work / "config.json").write_text(config.model_dump_json(), "utf-8")
     np.savez(work / "rows.npz", ids=train.input_ids, weights=train.weights, offsets=train.offsets, order=order)
@@ -79,9 +81,7 @@ def prepare_work(work: Path) -> dict[str, Any]:
     steps = [[train[index] for index in indices] for indices in order]
     forests = [build_forest(step) for step in steps]
     return {
-        "examples": len(train),
-        "left_out": sum(dropped.count for dropped in prepared.dropped),
-        "data_sha256": prepared.loaded.sha256,
+        **facts,
         "dtype": dtype_name,
         "machine": _machine(),
         "steps": {
@@ -93,13 +93,40 @@ def prepare_work(work: Path) -> dict[str, Any]:
     }
 
 
-def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[str, Any]]:
+def _encode_dialogs(
+    config: "RunConfig", tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int]
+) -> "tuple[FlatSet, np.ndarray, dict[str, Any]]":
+    """The rows as `tunewright train` takes them, which of them make each step, and what became of the file."""
+    from tunewright.data.encode import prepare
+    from tunewright.data.sampler import Sampler
+    from tunewright.errors import UsageError
+
+    prepared = prepare(config, tokenizer, stop_ids, Path.cwd())
+    train = _in_memory(prepared.train)
+    if not np.isin(train.weights, (0, 1)).all():
+        raise UsageError("these rows weigh tokens by other numbers than 0 and 1, which the peers' labels cannot say")
+    sampler = Sampler.over(prepared.train, config.train)
+    order = np.array([sampler.step(step) for step in range(sampler.total_steps)])
+    left_out = sum(dropped.count for dropped in prepared.dropped)
+    return train, order, {"examples": len(train), "left_out": left_out, "data_sha256": prepared.loaded.sha256}
+
+
+def train_tunewright(work: Path, watch: Stopwatch, precomputed: bool) -> tuple[list[float], dict[str, Any]]:
+    """Loss of each step, with the versions of what ran; `precomputed` is for pairs."""
+    settings = _settings(work)
+    if settings["objective"] == "dpo":
+        losses, details = train_pairs(_config(work), *_rows(work), settings["forest_tokens"], precomputed, watch)
+    else:
+        losses, details = _train_dialogs(work, watch)
+    return losses, {**details, "versions": versions(PACKAGES)}
+
+
+def _train_dialogs(work: Path, watch: Stopwatch) -> tuple[list[float], dict[str, Any]]:
     """Loss of each step, by what `tunewright train` runs: reading, encoding, plan and proofs are in its start-up."""
     from tunewright.engine.start import make_ready, start
     from tunewright.engine.watch import Silent
     from tunewright.errors import RunError
     from tunewright.runs.folder import RunFolder
-    from tunewright.runs.provenance import installed_version
 
     losses: list[float] = []
     computed: list[int] = []
@@ -120,20 +147,16 @@ def train_tunewright(work: Path, watch: Stopwatch) -> tuple[list[float], dict[st
     if not (np.array_equal(train.input_ids, rows.input_ids) and np.array_equal(train.weights, rows.weights)):
         raise RunError("tunewright encoded the rows differently than a moment ago; did the data file change?")
     start(ready, "benchmarks/sft_vs_trainer.py", Watcher())
-    versions = {name: installed_version(name) for name in PACKAGES}
-    return losses, {
-        "forest_tokens": ready.plan.forest_tokens,
-        "step_computed_tokens": computed,
-        "versions": versions,
-    }
+    return losses, {"forest_tokens": ready.plan.forest_tokens, "step_computed_tokens": computed}
 
 
 def measure_floor(work: Path) -> dict[str, Any]:
     """Seconds of the matrix products that a step can't do without, and the rate they ran at.
 
     These are the frozen layers' over the step's distinct tokens and the head's over its loss rows, each forward and
-    for the gradient of its input; adapters, attention and everything else count nothing. Every layer has its own
-    weight, as in the model, so that weights come from memory and not from a cache. Best of three sweeps.
+    for the gradient of its input; on pairs forward once more for the reference. Adapters, attention and everything else
+    count nothing. Every layer has its own weight, as in the model, so that weights come from memory and not from a
+    cache. Best of three sweeps.
     """
     import torch
     from torch import Tensor, nn
@@ -141,10 +164,10 @@ def measure_floor(work: Path) -> dict[str, Any]:
 
     from tunewright.forest.build import build_forest
 
-    config = _config(work)
+    config, settings = _config(work), _settings(work)
     rows, order = _rows(work)
-    warmup = json.loads((work / "settings.json").read_text("utf-8"))["warmup"]
-    forests = [build_forest([rows[int(index)] for index in step]) for step in order[warmup:]]
+    forwards = 2 if settings["objective"] == "dpo" else 1
+    forests = [build_forest([rows[int(index)] for index in step]) for step in order[settings["warmup"] :]]
     distinct = round(float(np.mean([len(forest) for forest in forests])))
     loss_rows = round(float(np.mean([len(np.unique(forest.edge_row)) for forest in forests])))
 
@@ -164,7 +187,7 @@ def measure_floor(work: Path) -> dict[str, Any]:
 
     def sweep() -> float:
         began = time.perf_counter()
-        for weight, count in weights:
+        for weight, count in weights * forwards:
             nn.functional.linear(inputs[count, weight.shape[1]], weight)
         for weight, count in reversed(weights):
             inputs[count, weight.shape[0]] @ weight
@@ -174,7 +197,7 @@ def measure_floor(work: Path) -> dict[str, Any]:
 
     with torch.inference_mode():
         seconds = min([sweep() for _ in range(4)][1:])
-    flops = sum(4 * count * weight.numel() for weight, count in weights)
+    flops = sum((2 * forwards + 2) * count * weight.numel() for weight, count in weights)
     return {"seconds": seconds, "flops_per_second": flops / seconds}
 
 
@@ -205,6 +228,11 @@ def _as_config(settings: dict[str, Any], work: Path) -> dict[str, Any]:
     }
 
 
+def _settings(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / "settings.json").read_text("utf-8"))
+    return found
+
+
 def _config(work: Path) -> "RunConfig":
     from tunewright.config.schema import RunConfig
 
@@ -230,9 +258,7 @@ def _machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    return names[0] if names else platform.machine()
+    return processor()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from surroundings import cores, processor, today, versions
 
+PACKAGES = ("tunewright", "transformers", "tokenizers", "pyarrow", "datasets")
 LENGTHS = {"instruction": (2.4, 0.5), "input": (3.0, 0.6), "output": (3.7, 0.9)}  # of log-normal word counts
 UNSEEN = 0.02  # share of words glued from two, as names and slips of the pen are
 MAX_LENGTH = 2048  # tokens; no row made here has so many, so that nobody leaves out or cuts one
@@ -34,7 +36,7 @@ def main() -> int:
     options = parse_options()
     if options.part is not None:
         name, folder, data = options.part
-        print(json.dumps(PARTS[name](Path(folder), Path(data))))
+        print(json.dumps({**PARTS[name](Path(folder), Path(data)), "versions": versions(PACKAGES)}))
         return 0
     results = compare(options)
     text = to_markdown(results)
@@ -76,7 +78,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             for name in ("datasets.map", "datasets.map num_proc"):
                 home = {"HF_HOME": f"{work}/hf-{len(same)}"}
                 same.append(measure(name, options.peer_python, model, data, {**cache, **home}))
-    return {"cores": len(os.sched_getaffinity(0)), "tunewright": ours, "check": checks, "same_rows": same}
+    used = {one["name"]: one.pop("versions") for one in (*ours, *checks, *same)}
+    return {
+        "benchmark": "data_throughput",
+        "created": today(),
+        "command": f"python benchmarks/data_throughput.py --rows {' '.join(map(str, options.rows))} "
+        f"--peer-rows {options.peer_rows}",
+        "machine": processor(),
+        "cores": cores(),
+        "versions": used,
+        "tunewright": ours,
+        "check": checks,
+        "same_rows": same,
+    }
 
 
 def write_rows(path: Path, count: int, model: Path) -> Path:
@@ -203,13 +217,19 @@ PARTS = {
     "tunewright": run_tunewright,
     "tunewright check": lambda model, data: run_tunewright(model, data, check=True),
     "datasets.map": run_map,
-    "datasets.map num_proc": lambda model, data: run_map(model, data, len(os.sched_getaffinity(0))),
+    "datasets.map num_proc": lambda model, data: run_map(model, data, cores()),
 }
 
 
 def to_markdown(results: dict[str, Any]) -> str:
     lines = [
-        f"{results['cores']} cores. Peak memory is that of all processes together, without what they share.",
+        f"# Rows to tokens, {results['created']}",
+        "",
+        f"- command: `{results['command']}`",
+        f"- machine: {results['machine']}, {results['cores']} cores",
+        *(f"- versions: {found} ({', '.join(names)})" for found, names in _by_versions(results["versions"]).items()),
+        "",
+        "Peak memory is that of all processes together, without what they share.",
         "",
         "| tunewright, rows | seconds | rows/s | peak memory | reopened in |",
         "|---|---|---|---|---|",
@@ -227,6 +247,14 @@ def to_markdown(results: dict[str, Any]) -> str:
         ratio = f"{results['same_rows'][0]['rows_per_second'] / one['rows_per_second']:.1f} × as fast"
         lines.append(f"| {one['name']} | {one['rows_per_second']:,.0f} | {ratio} | {one['tokens']:,} |")
     return "\n".join(lines) + "\n"
+
+
+def _by_versions(used: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    """Who ran with the same versions, by these in words."""
+    names: dict[str, list[str]] = {}
+    for name, found in used.items():
+        names.setdefault(", ".join(f"{package} {number}" for package, number in found.items()), []).append(name)
+    return names
 
 
 if __name__ == "__main__":

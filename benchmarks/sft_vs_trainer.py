@@ -2,11 +2,12 @@
 
     python benchmarks/sft_vs_trainer.py [--data FILE] [--system TEXT] [--max-length 384] [--output results.json]
     python benchmarks/sft_vs_trainer.py --contestants tunewright trainer trl trl-nockpt llamafactory …
+    python benchmarks/sft_vs_trainer.py --objective dpo [--data FILE]      preference pairs, against TRL's DPOTrainer
 
 Every contestant is a fresh process with the same threads, model folder, token ids, labels, order of rows, samples a
 step, first adapter weights and learning rate; README.md says how each of these is kept equal. This process only
-launches them, one after the other, and lays their JSON lines side by side: tunewright's part is in `contestants.py`,
-the others' in `peers.py`.
+launches them, one after the other, and lays their JSON lines side by side: tunewright's part is in `contestants.py`
+and `pairs.py`, the others' in `peers.py`.
 """
 
 import argparse
@@ -21,12 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from environments import python_for
-from peers import MICRO_BATCH, PEERS
+from peers import BETA, MICRO_BATCH, PEERS
+from preferences import write_pairs
+from surroundings import today
 
 from tunewright.errors import RunError, TunewrightError, UsageError
 
-OURS, BASELINE = "tunewright", "trainer"
-CONTESTANTS = (OURS, *(f"{peer}{variant}" for peer in PEERS for variant in ("", "-nockpt")))
+OURS = "tunewright"
+BASELINE = {"sft": "trainer", "dpo": "trl"}  # to which all ratios are
+CONTESTANTS = {
+    objective: (OURS, *(f"{peer}{variant}" for peer in peers for variant in ("", "-nockpt")))
+    for objective, peers in PEERS.items()
+}
+CONTESTANTS["dpo"] += (f"{OURS}-precomputed", "trl-precomputed", "trl-nockpt-precomputed")
+DPO_LINE = (
+    f"- objective: DPO, sigmoid loss, β {BETA}; a sample is a pair, and the reference the untrained model, computed in "
+    "each step (…-precomputed: before the first, in the start-up)"
+)
 
 
 def main() -> int:
@@ -49,8 +61,9 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name, hub id, GGUF or folder")
     parser.add_argument(
-        "--data", default="persona/captain_biscuit.jsonl", help="rows to train on (the shipped persona)"
+        "--objective", default="sft", choices=tuple(PEERS), help="sft learns answers, dpo which of two is better"
     )
+    parser.add_argument("--data", help="rows to train on (the shipped persona; for dpo what preferences.py makes)")
     parser.add_argument("--system", help="system prompt of every row that has none")
     parser.add_argument("--max-length", type=int, default=384, help="longer rows are left out, for all (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="samples a step, for all (%(default)s)")
@@ -63,15 +76,21 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of every contestant (torch's own choice)")
     parser.add_argument("--seed", type=int, default=42, help="of order and first adapter (%(default)s)")
     parser.add_argument(
+        "--forest-tokens",
+        type=int,
+        default=4096,
+        help="most distinct tokens that tunewright computes at once for dpo; for sft its plan decides (%(default)s)",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FILE.json", help="write the numbers here, and FILE.md beside it"
     )
     parser.add_argument(
         "--contestants",
         nargs="+",
-        default=[OURS, BASELINE, f"{BASELINE}-nockpt"],
-        choices=CONTESTANTS,
         metavar="NAME",
-        help=f"who takes part, of {', '.join(CONTESTANTS)} (%(default)s)",
+        help="who takes part; for "
+        + "; for ".join(f"{objective} of {', '.join(names)}" for objective, names in CONTESTANTS.items())
+        + f" ({OURS} and the first peer, with and without checkpointing)",
     )
     parser.add_argument(
         "--environments",
@@ -91,11 +110,20 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         )
     if not 0 <= options.warmup < options.steps:
         raise UsageError(f"--warmup is {options.warmup} of {options.steps} steps; leave at least one step to count")
-    if BASELINE not in options.contestants:
-        raise UsageError(f"--contestants must have {BASELINE}, to which all ratios are")
+    known, base = CONTESTANTS[options.objective], BASELINE[options.objective]
+    options.contestants = options.contestants or [OURS, base, f"{base}-nockpt"]
+    for name in options.contestants:
+        if name not in known:
+            raise UsageError(f"--contestants: there is no {name} for {options.objective}, only {', '.join(known)}")
+    if base not in options.contestants:
+        raise UsageError(f"--contestants must have {base}, to which all ratios are")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tunewright-benchmark-") as folder:
         work = Path(folder)
+        if options.data is None and options.objective == "dpo":
+            options.data = str(work / "preferences.jsonl")
+            write_pairs(Path(options.data), rows=200, seed=options.seed)
+        options.data = options.data or "persona/captain_biscuit.jsonl"
         settings = {key: value for key, value in vars(options).items() if key not in ("environments", "output")}
         (work / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         facts = launch("prepare", work, options)
@@ -108,7 +136,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     settings |= {"data": Path(options.data).name, "model": Path(options.model).name, "threads": threads.pop()}
     return {
         "benchmark": "sft_vs_trainer",
-        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "created": today(),
         "settings": settings,
         **facts,
         "load_before": load_before,
@@ -126,7 +154,7 @@ def launch(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]
     if options.threads is not None:
         environment |= {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
     peer = name.partition("-")[0]
-    program = "peers.py" if peer in PEERS else "contestants.py"
+    program = "peers.py" if peer in PEERS[options.objective] else "contestants.py"
     python = python_for(peer, options.environments)
     print(f"{name} …", file=sys.stderr, flush=True)
     command = [python, str(Path(__file__).with_name(program)), name, str(work), repr(time.time())]
@@ -161,17 +189,19 @@ def measures(
 def to_markdown(results: dict[str, Any]) -> str:
     """The report: what was done, the measures, the floor, the loss curves; tables that also read in a terminal."""
     settings, floor, runs, per_step = (results[key] for key in ("settings", "floor", "contestants", "per_step"))
-    base, dtype = runs[BASELINE], results["dtype"]
+    objective, dtype = settings["objective"], results["dtype"]
+    baseline = BASELINE[objective]
     rate = floor["flops_per_second"] / 1e9
     curves = [
         [str(step + 1), *(f"{run['losses'][step]:.6f}" for run in runs.values())] for step in range(settings["steps"])
     ]
-    differences = (f"{name} {_difference(run, base)}" for name, run in runs.items() if name != BASELINE)
+    differences = (f"{name} {_difference(run, runs[baseline])}" for name, run in runs.items() if name != baseline)
     lines = [
         f"# tunewright and its peers, {results['created']}",
         "",
         f"- work: {settings['model']} on {settings['data']} (sha256 {results['data_sha256'][:12]}), "
         f"{results['examples']:,} rows, {results['left_out']:,} left out; max_length {settings['max_length']}",
+        *([DPO_LINE] if objective == "dpo" else []),
         f"- settings: LoRA r 8 α 32 on all linear layers, {settings['batch_size']} samples a step, learning rate "
         f"{settings['learning_rate']:g} constant, seed {settings['seed']}",
         f"- steps: {settings['steps']}, the first {settings['warmup']} not counted; one has {per_step['tokens']:,.0f} "
@@ -180,21 +210,21 @@ def to_markdown(results: dict[str, Any]) -> str:
         f"{results['load_before']:.1f}",
         *(f"- versions of {peer}: {', '.join(found)}" for peer, found in _versions(runs).items()),
         "",
-        *_table(["", *runs], _measure_rows(runs)),
+        *_table(["", *runs], _measure_rows(runs, baseline)),
         "",
         f"Floor: the matrix products that a step can't do without take {floor['seconds']:.3f} s alone, "
         f"{settings['batch_size'] / floor['seconds']:.1f} samples/s at {rate:,.0f} GFLOP/s ({dtype}, model's shapes).",
         "",
         *_table(["loss of step", *runs], curves),
         "",
-        f"Largest difference from the loss of {BASELINE}: {'; '.join(differences)}.",
+        f"Largest difference from the loss of {baseline}: {'; '.join(differences)}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _measure_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    base = runs[BASELINE]
+def _measure_rows(runs: dict[str, dict[str, Any]], baseline: str) -> list[list[str]]:
+    base = runs[baseline]
 
     def row(title: str, key: str, form: str, unit: float = 1) -> list[str]:
         return [title, *(format(run[key] / unit, form) for run in runs.values())]
@@ -204,18 +234,18 @@ def _measure_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
 
     return [
         row("samples/s, median of steps", "samples_per_second", ".2f"),
-        ratios(f"… to {BASELINE}", "samples_per_second"),
+        ratios(f"… to {baseline}", "samples_per_second"),
         row("samples/s, over all steps", "samples_per_second_overall", ".2f"),
-        ratios(f"… to {BASELINE}", "samples_per_second_overall"),
+        ratios(f"… to {baseline}", "samples_per_second_overall"),
         row("tokens computed in a step, padding too", "computed_tokens", ",.0f"),
         row("tokens/s", "tokens_per_second", ",.0f"),
         row("distinct tokens/s", "distinct_tokens_per_second", ",.0f"),
         row("trained tokens/s", "supervised_tokens_per_second", ",.0f"),
         row("peak memory, GiB", "peak_memory_bytes", ".2f", 2**30),
-        ratios(f"… to {BASELINE}", "peak_memory_bytes"),
+        ratios(f"… to {baseline}", "peak_memory_bytes"),
         row("start-up, s", "startup_seconds", ".1f"),
         row("wall clock, start-up included, s", "wall_seconds", ".1f"),
-        ratios(f"… to {BASELINE}", "wall_seconds"),
+        ratios(f"… to {baseline}", "wall_seconds"),
         row("step over its floor", "step_over_floor", ".2f"),
         row("CPU time got, of what its threads could", "cpu_share", ".0%"),
     ]

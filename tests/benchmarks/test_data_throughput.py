@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,9 @@ def benchmark() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARK.parent))  # as it is where the benchmark is run
+        spec.loader.exec_module(module)
     return module
 
 
@@ -49,6 +53,42 @@ def test_a_short_peak_of_a_child_is_seen(benchmark: ModuleType) -> None:
         peak = benchmark.watch_memory(process)
     assert process.returncode == 0
     assert 300_000_000 < peak < 400_000_000
+
+
+def test_the_results_say_where_they_are_from(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Date, command, machine, cores and versions, in both files, and no folder of this machine."""
+
+    def measured(name: str, python: str, model: Path, data: Path, environment: dict[str, str]) -> dict[str, object]:
+        numbers = {"seconds": 2.0, "tokens": 50, "rows": 10, "rows_per_second": 5.0, "peak_bytes": 10**8}
+        installed = {"tokenizers": "0.23.3", **({"datasets": "5.2.0"} if "map" in name else {})}
+        return {"name": name, **numbers, "versions": installed}
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    monkeypatch.setattr(benchmark, "write_rows", lambda path, rows, model: path)
+    words = [
+        "--rows",
+        "10",
+        "20",
+        "--peer-rows",
+        "10",
+        "--output",
+        "/secret/results.json",
+        "--peer-python",
+        "/secret/py",
+    ]
+    monkeypatch.setattr("sys.argv", ["data_throughput.py", *words])
+    results = benchmark.compare(benchmark.parse_options())
+    command = "python benchmarks/data_throughput.py --rows 10 20 --peer-rows 10"
+    assert results["command"] == command
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", results["created"])
+    assert results["cores"] == len(os.sched_getaffinity(0))
+    assert results["machine"]
+    assert results["versions"]["datasets.map"] == {"tokenizers": "0.23.3", "datasets": "5.2.0"}
+    assert "secret" not in json.dumps(results)
+    text = benchmark.to_markdown(results)
+    assert text.startswith(f"# Rows to tokens, {results['created']}\n\n- command: `{command}`\n- machine: ")
+    assert "- versions: tokenizers 0.23.3 (tunewright, tunewright check)\n" in text
+    assert "- versions: tokenizers 0.23.3, datasets 5.2.0 (datasets.map, datasets.map num_proc)\n" in text
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tunewright.errors import UsageError
 class Counting:
     """One token per character, so that lengths can be read off the texts."""
 
-    def prompt_ids(self, messages: list[Message]) -> list[int]:
+    def prompt_ids(self, messages: list[Message], tools: str | None) -> list[int]:
         return [ord(character) for message in messages for character in message.content]
 
 
@@ -27,6 +27,19 @@ def test_history_and_system_reach_the_prompt() -> None:
     turn(session, "one", "fir", "st")
     assert "".join(map(chr, session.prompt("two"))) == "sysonefirsttwo"
     assert [message.role for message in session.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_tools_reach_every_prompt_and_take_room() -> None:
+    class Listing(Counting):
+        def prompt_ids(self, messages: list[Message], tools: str | None) -> list[int]:
+            return [*map(ord, tools or ""), *super().prompt_ids(messages, tools)]
+
+    session = Session(Listing(), None, context=24, max_new_tokens=10, tools="[T]")
+    turn(session, "aaa", "AAA")
+    assert "".join(map(chr, session.prompt("bb"))) == "[T]aaaAAAbb"
+    session.withdraw()
+    with pytest.raises(UsageError, match="15 tokens with its system prompt and tools"):
+        session.prompt("x" * 12)
 
 
 def test_oldest_turns_go_first_and_the_system_prompt_stays() -> None:
@@ -51,10 +64,10 @@ def test_a_question_that_alone_is_too_long_is_refused_and_changes_nothing() -> N
 
 def test_a_question_that_the_template_refuses_changes_nothing() -> None:
     class Refusing(Counting):
-        def prompt_ids(self, messages: list[Message]) -> list[int]:
+        def prompt_ids(self, messages: list[Message], tools: str | None) -> list[int]:
             if "☠" in messages[-1].content:
                 raise UsageError("this cannot be said to the model")
-            return super().prompt_ids(messages)
+            return super().prompt_ids(messages, tools)
 
     session = Session(Refusing(), None, context=100, max_new_tokens=10)
     turn(session, "a", "A")

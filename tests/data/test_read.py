@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.data.reading import complaint, read
 from tunewright.config.schema import SourceConfig
 from tunewright.data.examples import Place
 from tunewright.data.read import read_rows
@@ -19,16 +20,6 @@ from tunewright.errors import UsageError
 
 ROWS = [{"q": "你是谁？", "a": "我是莞嫔。"}, {"q": "hi", "a": "ho"}]
 GBK_TEXT = '{"q": "hi", "a": "ho"}\n{"q": "你是谁？", "a": "——我是“莞嫔”。"}\n'
-
-
-def read(path: Path, **settings: Any) -> list[tuple[dict[str, Any], Place]]:
-    return list(read_rows(SourceConfig(path=path.name, **settings), path.parent))
-
-
-def complaint(path: Path, **settings: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        read(path, **settings)
-    return str(caught.value)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -409,3 +400,18 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path = write(tmp_path / "rows.json", "[]")
     monkeypatch.setattr(Path, "open", refuse)  # a mode bit would not stop a test that runs as root
     assert complaint(path) == "rows.json can't be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('[{"q": "hi", "a": "ho", "\\ud800": 1}]', 1),
+        ('{"q": "hi", "a": "ho"}\n{"q": "hi", "a": "ho", "bad \\udfff": ""}\n', 2),
+    ],
+)
+def test_half_of_a_character_in_a_column_name_is_refused(tmp_path: Path, content: str, line: int) -> None:
+    said = complaint(write(tmp_path / "rows.json", content))
+    name = "\\ud800" if line == 1 else "bad \\udfff"
+    fault = f"the column name '{name}' holds half of a character (a lone surrogate)"
+    assert said == f"rows.json:{line}: {fault}: rename that column"
+    said.encode()

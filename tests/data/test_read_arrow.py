@@ -4,16 +4,13 @@ import datetime
 import decimal
 import struct
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tunewright.config.schema import SourceConfig
+from tests.data.reading import complaint, read
 from tunewright.data.examples import Place
-from tunewright.data.read import read_rows
-from tunewright.errors import UsageError
 
 TURNS = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]
 TABLE = pa.table(
@@ -52,16 +49,6 @@ def write(path: Path, table: pa.Table, rows_at_once: int | None = None) -> Path:
         with pa.ipc.new_file(path, table.schema) as file:
             file.write_table(table, rows_at_once)
     return path
-
-
-def read(path: Path, **settings: Any) -> list[tuple[dict[str, Any], Place]]:
-    return list(read_rows(SourceConfig(path=path.name, **settings), path.parent))
-
-
-def complaint(path: Path, **settings: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        read(path, **settings)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.feather", "stream.arrow"])

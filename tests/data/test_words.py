@@ -120,6 +120,16 @@ def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPa
         assert len(fast._known) <= 40
 
 
+def test_words_that_come_often_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "KNOWN_WORDS", 40)
+    made = tokenizer("gpt2")
+    fast = WordTokenizer(made)
+    for begin in range(20):
+        same(made, fast, [f"word{'x' * (10 * begin + i)} and often this" for i in range(10) for _ in range(30)])
+        assert {" and", " often", " this"} <= fast._known.keys()
+    assert len(fast._known) <= 40
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_other_tokenizers_are_asked(style: str) -> None:
     made = tiny_tokenizer(style).backend_tokenizer

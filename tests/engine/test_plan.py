@@ -1,6 +1,7 @@
 """The plan: exact counts, activations as autograd really keeps them, and a way out where a run cannot fit."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from tests.tiny import tiny_config, tiny_model
 from tests.tokenizers import save_tiny, tiny_tokenizer
@@ -16,6 +18,7 @@ from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
 from tunewright.data.sampler import Sampler
 from tunewright.engine import plan as planning
+from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.tunings import Tuned, load_for_training, trainable
 from tunewright.errors import UsageError
@@ -193,7 +196,11 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
 
 
 def memory_for(case: Case, tokens: int, **train: Any) -> float:
-    """Bytes that must be free for forests of so many tokens, which may be fewer than the longest example's."""
+    """Bytes that must be free for forests of so many tokens, which may be fewer than the longest example's.
+
+    No layer is computed again unless `train` says so.
+    """
+    train = {"recompute": "off", **train}
     prepared = case.prepared(case.config(**train))
     longest = int(prepared.train.lengths.max())
     most = max(map(distinct_tokens, steps(case.config(**train), prepared)))
@@ -204,7 +211,7 @@ def memory_for(case: Case, tokens: int, **train: Any) -> float:
 def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = case.config()
+    config = case.config(recompute="off")
     longest = int(case.prepared(config).train.lengths.max())
     needs = {tokens: memory_for(case, tokens) for tokens in (10**6, longest + 100, longest + 10, longest + 1)}
     too_little = memory_for(case, longest - 1)
@@ -222,7 +229,7 @@ def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(
 
 
 def test_a_large_step_fits_where_a_small_one_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = case.config(batch_size=2), case.config(batch_size=40)
+    small, large = case.config(batch_size=2), case.config(batch_size=40, recompute="off")
     longest = int(case.prepared(small).train.lengths.max())
     with_memory(monkeypatch, memory_for(case, 2 * longest, batch_size=40))
     for config in (small, large):
@@ -233,12 +240,13 @@ def test_a_large_step_fits_where_a_small_one_does(case: Case, monkeypatch: pytes
 
 
 def test_a_forest_size_that_was_set_must_fit_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = case.config(batch_size=40, forest_tokens=10**6)
+    config = case.config(batch_size=40, forest_tokens=10**6, recompute="off")
     longest = int(case.prepared(config).train.lengths.max())
     with_memory(monkeypatch, memory_for(case, longest + 20, batch_size=40))
     with pytest.raises(UsageError, match=r"a forest of \d+ tokens .* set train\.forest_tokens to \d+ or less"):
         case.plan(config)
-    assert case.plan(case.config(batch_size=40, forest_tokens=longest + 10)).forest_tokens == longest + 10
+    smaller = case.plan(case.config(batch_size=40, forest_tokens=longest + 10, recompute="off"))
+    assert smaller.forest_tokens == longest + 10
 
 
 def test_examples_beyond_the_models_context_are_refused(case: Case, tmp_path: Path) -> None:
@@ -258,18 +266,105 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
         assert quarter == pytest.approx(planning.available_bytes() / 4, rel=0.2)
 
 
+def test_no_layer_is_computed_again_where_all_fits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = []
+    walk = DecoderMemory._walk
+
+    def counted(self: DecoderMemory) -> Any:
+        walks.append(self)
+        return walk(self)
+
+    monkeypatch.setattr(DecoderMemory, "_walk", counted)
+    plan = case.plan(case.config())
+    assert (plan.recompute, plan.recomputed_layers, plan.layers, plan.recompute_seconds) == ("off", 0, 2, 0)
+    assert plan.forests_per_step == 1
+    assert "no layer is computed again in the backward: all that they keep fits" in "\n".join(plan.lines())
+    assert len(walks) == 1  # what else might be done is not even looked at
+
+
+def test_the_quickest_pair_is_chosen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forest of a step with many shared prefixes against many forests of the same."""
+    config = case.config(batch_size=40)
+    whole, again = (case.plan(case.config(batch_size=40, recompute=which)) for which in ("off", "full"))
+    assert again.activation_bytes < whole.activation_bytes
+    assert again.step_seconds == pytest.approx(whole.step_seconds + again.recompute_seconds)
+    longest = int(case.prepared(config).train.lengths.max())
+    with_memory(monkeypatch, memory_for(case, longest + 10, batch_size=40))
+    plan, off = case.plan(config), case.plan(case.config(batch_size=40, recompute="off"))
+    assert plan.recomputed_layers > 0
+    assert off.forests_per_step > 1
+    assert off.distinct_tokens_per_step > plan.distinct_tokens_per_step
+    assert plan.peak_bytes <= planning.USABLE * plan.available_bytes
+    line = next(line for line in plan.lines() if "computed again in the backward" in line)
+    assert re.search(
+        r"[12] of 2 layers .*: without, only \d+ tokens at once would fit, and a step take \d+% longer", line
+    )
+    # A second forest costs less than any layer that is computed again.
+    with_memory(monkeypatch, 0.5 * (whole.peak_bytes + again.peak_bytes) / planning.USABLE)
+    plan = case.plan(config)
+    assert plan.recomputed_layers == 0
+    assert plan.forests_per_step > 1
+    assert "smaller forests cost less" in "\n".join(plan.lines())
+
+
+def test_layers_are_computed_again_as_asked(case: Case) -> None:
+    for which, count in (("off", 0), (1, 1), (2, 2), ("full", 2)):
+        plan = case.plan(case.config(recompute=which))
+        assert plan.recomputed_layers == count
+        assert plan.recompute == ("full" if count == 2 else which)
+        assert f"train.recompute is {which}" in "\n".join(plan.lines())
+    with pytest.raises(UsageError, match="train.recompute is 3, and this model has 2 layers; set it to full"):
+        case.plan(case.config(recompute=3))
+
+
+def test_the_way_out_that_keeps_the_result_comes_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By predicted time, whichever of the two settings it is."""
+    longest = int(case.prepared(case.config()).train.lengths.max())
+    one_example = memory_for(case, longest - 40, batch_size=40)
+    with_memory(monkeypatch, memory_for(case, longest + 10, batch_size=40))
+    most = case.plan(case.config(batch_size=40, recompute="full")).forest_tokens
+    with pytest.raises(UsageError, match="set train.recompute to auto"):
+        case.plan(case.config(batch_size=40, forest_tokens=most, recompute="off"))
+    assert case.plan(case.config(batch_size=40, forest_tokens=most)).recomputed_layers > 0
+    with pytest.raises(UsageError, match=r"set train.forest_tokens to \d+ or less"):
+        case.plan(case.config(batch_size=40, forest_tokens=10**6, recompute="off"))
+    with_memory(monkeypatch, one_example)
+    with pytest.raises(UsageError, match=f"one example of {longest} tokens .* set train.recompute to auto"):
+        case.plan(case.config(batch_size=40, recompute="off"))
+    assert case.plan(case.config(batch_size=40)).recomputed_layers > 0
+    with pytest.raises(UsageError, match=r"set train.recompute to auto and train.forest_tokens to \d+ or less"):
+        case.plan(case.config(batch_size=40, recompute="off", forest_tokens=10**6))
+
+
 def test_the_way_out_is_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     config = case.config()
-    some, none = memory_for(case, 70), memory_for(case, 0)
+    longest = int(case.prepared(config).train.lengths.max())
+    some, none = memory_for(case, 70, recompute="full"), memory_for(case, 0)
+    for_lora = memory_for(case, longest + 1, recompute="full")
     with_memory(monkeypatch, some)
-    with pytest.raises(UsageError, match="The cheapest way out: set data.max_length to 64 or less"):
+    with pytest.raises(UsageError, match="way out: set data.max_length to 64 or less, which is less than [0-9]+ of "):
         case.plan(config)
     assert case.plan(case.config(max_length=64)).forest_tokens >= 2
     with_memory(monkeypatch, none)
-    with pytest.raises(UsageError, match="choose a smaller model, or a machine with more memory"):
-        case.plan(config)
+    for tuning in ("lora", "full"):
+        with pytest.raises(UsageError, match="choose a smaller model, or a machine with more memory"):
+            case.plan(case.config(tuning))
+    with_memory(monkeypatch, for_lora)
     with pytest.raises(UsageError, match="set method.tuning to lora"):
         case.plan(case.config("full"))
+
+
+def test_layers_that_cannot_be_computed_again_are_refused_when_asked(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaPreTrainedModel, "supports_gradient_checkpointing", False)
+    plan = case.plan(case.config())
+    assert (plan.layers, plan.recompute) == (0, "off")
+    assert "no layer is computed again in the backward: this architecture has no such layers" in plan.lines()[3]
+    assert plan.activation_bytes > 0
+    for which in ("full", 1):
+        with pytest.raises(UsageError, match=f"train.recompute is {which}, and this architecture's layers cannot be"):
+            case.plan(case.config(recompute=which))
 
 
 def test_the_probe_is_a_rate_of_this_machine() -> None:

@@ -262,5 +262,6 @@ def test_a_run_whose_machine_is_gone_is_resumed_here(base: Path, whole: RunFolde
 def test_every_choice_is_written_down(base: Path, whole: RunFolder) -> None:
     """So that another machine, with other types and other memory, goes on as this one began."""
     assert whole.config.train.forest_tokens is not None
+    assert whole.config.train.recompute == "off"
     assert whole.config.model.dtype in ("float32", "bfloat16")
     assert whole.config.output == str(whole.path)

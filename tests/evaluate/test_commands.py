@@ -64,6 +64,8 @@ def test_eval_on_other_data_leaves_the_report_alone(runs: Path, capsys: pytest.C
         (["~data.system"], "data.system: "),
         (["--data", "other.json", "data.template=chatml"], "data.template: "),
         (["--data", "other.json", "data.validation=2"], "data.validation: "),
+        (["--data", "other.json", "data.train.weight=2"], "data.train.weight: "),
+        (["evaluate.at_end=false"], "evaluate.at_end: "),
     ],
 )
 def test_eval_of_a_run_lets_only_the_measuring_be_set(
@@ -75,7 +77,7 @@ def test_eval_of_a_run_lets_only_the_measuring_be_set(
     report.write_bytes(b"as it was")
     code, _, err = call(capsys, "eval", "two", *words)
     assert (code, report.read_bytes()) == (2, b"as it was")
-    assert err.startswith(f"error: {message}two is measured as it was trained, and only evaluate.*, ")
+    assert err.startswith(f"error: {message}two is measured as it was trained, and only evaluate.prompts, ")
     report.unlink()
 
 
@@ -102,6 +104,32 @@ def test_eval_of_a_plain_model_is_the_base_of_the_run(runs: Path, capsys: pytest
     base = json.loads(out)["base"]
     assert plain["base"].pop("reply_tokens") == base.pop("reply_tokens")
     assert plain["base"] == pytest.approx(base)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("lora.rank=4", "train.seed=7", "train.epochs=1", "chat.temperature=0", "evaluate.at_end=false"),
+        *("output=elsewhere", "samples.prompts=[Who?]", "data.validation=3", "data.train.weight=2"),
+        *("data.train.num_samples=5", "data.train.path=other.json", "method.tuning=full"),
+    ],
+)
+def test_eval_of_a_plain_model_refuses_what_would_change_nothing(
+    runs: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    key = setting.partition("=")[0]
+    code, _, err = call(capsys, "eval", str(runs / "model"), "--data", str(runs / "data.json"), setting)
+    data, model = runs / "data.json", runs / "model"
+    assert code == 2
+    assert err.startswith(f"error: {key}: {model} is measured on {data} and not trained, and only evaluate.prompts, ")
+
+
+def test_eval_of_a_plain_model_takes_what_bears_on_it(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(runs / "data.json"), "--json", "evaluate.max_new_tokens=1", "train.forest_tokens=64"]
+    own = ["data.train.max_samples=9", "data.train.columns.prompt=instruction", "model.source=local"]
+    code, out, err = call(capsys, "eval", str(runs / "model"), *words, *own, "evaluate.prompts=20")
+    assert code == 0, err
+    assert json.loads(out)["base"]["prompts"] == 9
 
 
 def test_eval_refuses_what_it_cannot_measure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from tunewright.evaluate.metrics import (
     loop_period,
     seq_rep,
 )
+from tunewright.forest.score import Scores
 
 
 def brute_force_loop(ids: list[int]) -> int | None:
@@ -87,9 +88,19 @@ def test_distinct_looks_at_exactly_the_budget() -> None:
     assert distinct(longer, 1) == distinct(longer[: DISTINCT_BUDGET // 4], 1)
 
 
+def scored(nll: list[float], targets: list[int], correct: list[bool], weights: list[float] | None = None) -> Scores:
+    """Scored tokens of one sequence; each of weight 1 unless said."""
+    return Scores(
+        nll=np.array(nll, dtype=np.float64),
+        correct=np.array(correct, dtype=bool),
+        weights=np.ones(len(nll)) if weights is None else np.array(weights),
+        sequence=np.zeros(len(nll), dtype=np.int64),
+        targets=np.array(targets, dtype=np.int64),
+    )
+
+
 def test_loss_weighs_tokens_not_batches() -> None:
-    nll = np.array([2.0, 4.0, 0.5])
-    metrics = evaluate_loss(nll, np.array([5, 6, 1]), np.array([False, False, True]), stop_ids=(1, 2), text_bytes=10)
+    metrics = evaluate_loss(scored([2.0, 4.0, 0.5], [5, 6, 1], [False, False, True]), stop_ids=(1, 2), text_bytes=10)
     assert metrics.validation_loss == pytest.approx(6.5 / 3)
     assert metrics.perplexity == pytest.approx(math.exp(6.5 / 3))
     assert metrics.bits_per_byte == pytest.approx(6.0 / (math.log(2) * 10))
@@ -98,20 +109,29 @@ def test_loss_weighs_tokens_not_batches() -> None:
     assert metrics.stop_argmax_share == 1.0
 
 
+def test_loss_weighs_tokens_as_training_does() -> None:
+    tokens = scored([2.0, 4.0, 0.5], [5, 6, 1], [False, False, True], weights=[1.0, 0.25, 0.25])
+    metrics = evaluate_loss(tokens, stop_ids=(1, 2), text_bytes=10)
+    assert metrics.validation_loss == pytest.approx((2.0 + 1.0 + 0.125) / 1.5)
+    assert metrics.perplexity == pytest.approx(math.exp(3.125 / 1.5))
+    assert metrics.bits_per_byte == pytest.approx(6.0 / (math.log(2) * 10)), "every byte of the text counts"
+    assert metrics.supervised_tokens == 3
+
+
 def test_stop_probability_is_a_median_over_answers() -> None:
-    probabilities = np.array([0.9, 0.2, 0.6])
-    metrics = evaluate_loss(-np.log(probabilities), np.array([1, 2, 1]), np.array([True, False, False]), (1, 2))
+    tokens = scored((-np.log([0.9, 0.2, 0.6])).tolist(), [1, 2, 1], [True, False, False])
+    metrics = evaluate_loss(tokens, (1, 2))
     assert metrics.stop_probability_median == pytest.approx(0.6)
     assert metrics.stop_argmax_share == pytest.approx(1 / 3)
     assert metrics.bits_per_byte is None
 
 
 def test_loss_without_stop_tokens_and_without_tokens() -> None:
-    metrics = evaluate_loss(np.array([1000.0]), np.array([5]), np.array([False]), (1,), text_bytes=1)
+    metrics = evaluate_loss(scored([1000.0], [5], [False]), (1,), text_bytes=1)
     assert (metrics.stop_probability_median, metrics.stop_argmax_share) == (None, None)
     assert metrics.perplexity == math.inf
     with pytest.raises(ValueError, match="no supervised token"):
-        evaluate_loss(np.zeros(0), np.zeros(0, int), np.zeros(0, bool), (1,))
+        evaluate_loss(scored([], [], []), (1,))
 
 
 def test_reply_rates() -> None:

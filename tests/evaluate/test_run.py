@@ -2,18 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 
 from tests.evaluate.made_up import MadeUp, make_run, metric
-from tunewright.data.examples import Message
+from tunewright.data.examples import Encoded, EncodedSet, Message, Place
 from tunewright.errors import Interrupted, UsageError
 from tunewright.evaluate.answers import ask, fixed_questions, held_out_questions
-from tunewright.evaluate.evaluation import evaluate_model, gather_material
+from tunewright.evaluate.evaluation import evaluate_model, gather_material, held_out_loss
 from tunewright.evaluate.run import evaluate_run, require_same_data
+from tunewright.forest.score import score
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,26 @@ def plain_loss(made_up: MadeUp) -> tuple[float, list[float]]:
                 if int(ids[position]) in prepared.stop_ids:
                     stops.append(math.exp(value))
     return sum(nll) / len(nll), stops
+
+
+def test_validation_loss_is_that_of_the_loop_for_weighted_tokens(made_up: MadeUp) -> None:
+    """The loop writes the mean of the very same scores to metrics.jsonl."""
+    prepared = made_up.prepared
+    drawn = np.random.default_rng(0)
+    sequences = []
+    for index in range(len(prepared.validation)):
+        sequence = prepared.validation[index]
+        weights = (sequence.weights * drawn.choice([0.25, 1.0, 4.0], len(sequence))).astype(sequence.weights.dtype)
+        sequences.append(Encoded(sequence.input_ids, weights))
+    places = [Place("made-up.jsonl", line) for line in range(len(sequences))]
+    material = gather_material(
+        made_up.run.config, made_up.tokenizer, prepared.template, prepared.stop_ids, prepared.validation, [], []
+    )
+    weighted = replace(material, sequences=EncodedSet.build(sequences, places))
+    found = held_out_loss(made_up.model, made_up.tokenizer, weighted)
+    scores = score(made_up.model, sequences, material.forest_tokens)
+    assert found.validation_loss == pytest.approx(scores.mean, rel=1e-12)
+    assert found.validation_loss != pytest.approx(float(scores.nll.mean()), rel=1e-5)
 
 
 def test_report_holds_the_numbers_of_both_models(made_up: MadeUp) -> None:

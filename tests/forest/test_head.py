@@ -1,5 +1,6 @@
 """The head on loss rows against logits, softmax and cross-entropy written out in plain torch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def edges() -> Edges:
     row = torch.tensor([0, 1, 1, 1, 2, 4, 5, 6, 6])
     target = torch.tensor([3, 0, 10, 0, 5, 5, 1, 2, 9])
     weight = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 0.25, 1.0], dtype=torch.float64)
-    return Edges(row, target, weight)
+    return Edges(row, target, weight, np.array([0, 1, 4, 5, 5, 6, 7, 9]))
 
 
 def inputs(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -121,13 +122,14 @@ def test_edge_scores_are_cross_entropy_by_edge(kind: str, chunk_bytes: int) -> N
 def test_edge_scores_find_the_likeliest_token() -> None:
     hidden, weight, _ = inputs("plain")
     likeliest = (hidden @ weight.T).argmax(-1)
-    every = Edges(torch.arange(ROWS), likeliest, torch.ones(ROWS, dtype=torch.float64))
+    every = Edges(torch.arange(ROWS), likeliest, torch.ones(ROWS, dtype=torch.float64), np.arange(ROWS + 1))
     assert bool(edge_scores(hidden, Head(weight), every, ONE_ROW)[1].all())
 
 
 def test_no_edges_cost_nothing() -> None:
     hidden, weight, _ = inputs("plain")
-    nothing = Edges(*(torch.zeros(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)))
+    empty = [torch.zeros(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float64)]
+    nothing = Edges(*empty, np.zeros(1, np.int64))
     loss = weighted_nll(hidden[:0], Head(weight), nothing)
     loss.backward()
     assert float(loss.detach()) == 0

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, PreTrai
 
 from tests.tiny import random_sequences, tiny_config, tiny_model
 from tunewright.config.schema import LoraConfig
-from tunewright.engine.activations import step_memory
+from tunewright.engine.activations import DecoderMemory
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest
@@ -155,7 +155,11 @@ def test_what_the_first_forest_shows_is_said_by_the_plan_too(kind: str, reason: 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, attn_implementation=FOREST_ATTENTION)
     forest = build_forest(random_sequences(0))
-    for attempt in (lambda: prove_forest(built(config)), lambda: step_memory(empty, forest, None)):
+
+    def planned() -> None:
+        DecoderMemory(empty, forest, None).recomputing(0)
+
+    for attempt in (lambda: prove_forest(built(config)), planned):
         with pytest.raises(UsageError, match=f"{kind} models can't be trained by this version.*{reason}"):
             attempt()
 

@@ -115,6 +115,32 @@ def test_loss_and_gradients_in_float64(family: str, backend: Backend) -> None:
             assert_same(on_forest(family, sequences, torch.float64, backend, budget), expected, rtol)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_by_sequence_in_float64(family: str, backend: Backend) -> None:
+    """What each sequence counts is known after the forward only, as in objectives on pairs: here it is its square."""
+    rtol = 1e-6 if family == "mixtral" else 1e-9  # as above
+    for seed in range(2):
+        sequences = random_sequences(seed)
+        plain = tiny_model(family, torch.float64, "plain_float64").eval()
+        one_by_one = torch.stack([-plain_loss(plain, one) for one in sequences])
+        one_by_one.square().sum().backward()
+        model = tiny_model(family, torch.float64, FOREST_ATTENTION, fused=True).eval()
+        forest_model = ForestModel(model, backend)
+        together = forest_model.log_probs(forest_model.layout(build_forest(sequences)), len(sequences))
+        together.square().sum().backward()
+        assert torch.allclose(together, one_by_one, rtol=rtol, atol=0)
+        assert_same((0.0, gradients(model)), (0.0, gradients(plain)), rtol)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2"])
+def test_flex_in_float64(family: str) -> None:
+    """Its masks and soft caps, by the operator that is compiled on CUDA; traced anew in each call, so one forest."""
+    sequences = random_sequences(1)
+    expected = reference(family, sequences, torch.float64)
+    assert_same(on_forest(family, sequences, torch.float64, "flex", 10**6), expected, 1e-9)
+
+
 def test_long_segments_and_many_branches() -> None:
     """Segments longer than a block of queries, and a root with a hundred children."""
     rng = np.random.default_rng(5)

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 from tunewright.config.schema import LoraConfig
 from tunewright.errors import RunError, UsageError
 from tunewright.models.adapters import add_lora, linear_names, load_adapter
@@ -94,6 +94,51 @@ def test_an_adapter_that_does_not_fit_or_is_pickled_is_refused(tmp_path: Path) -
         load_adapter(tiny_model(), tmp_path)
     with pytest.raises(UsageError, match="adapter_config.json is missing"):
         load_adapter(tiny_model(), tmp_path / "none")
+
+
+def seeing_model() -> PreTrainedModel:
+    """Gemma 3 with a vision tower, as its larger releases have one; the tower's layers are called q_proj, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Gemma3Config(
+            text_config=tiny_config("gemma3").to_dict(),
+            vision_config={
+                **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+                **{"image_size": 8, "patch_size": 4},
+            },
+            mm_tokens_per_image=4,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "down_proj"]])
+def test_of_a_model_that_sees_the_language_model_alone_is_adapted(target: str | list[str], tmp_path: Path) -> None:
+    plain = seeing_model()
+    linear = [name for name, layer in plain.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert any("vision_tower" in name and name.endswith("q_proj") for name in linear)
+    expected = {name for name in linear if ".language_model." in name}
+    if target != "all-linear":
+        expected = {name for name in expected if name.endswith(tuple(target))}
+    assert linear_names(plain) == ALL
+
+    model = add_lora(plain, LoraConfig(target=target), seed=1)
+    prefix = "base_model.model."
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert adapted == {prefix + name for name in expected}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    loaded = load_adapter(seeing_model(), tmp_path)
+    assert torch.equal(loaded(IDS).logits, model.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("target", ["fc1", ["q_proj", "out_proj"]])
+def test_layers_of_a_vision_tower_are_no_targets(target: str | list[str]) -> None:
+    with pytest.raises(UsageError, match=r"no linear layer '(fc1|out_proj)'; .*It has q_proj, k_proj"):
+        add_lora(seeing_model(), LoraConfig(target=target), seed=1)
 
 
 def test_models_with_other_layer_classes_get_adapters_by_all_linear() -> None:

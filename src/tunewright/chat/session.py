@@ -19,17 +19,20 @@ Speak = Callable[[list[int]], "Iterator[str | Answer]"]
 class Template(Protocol):
     """The one thing a session asks of a ChatTemplate."""
 
-    def prompt_ids(self, messages: list[Message]) -> list[int]: ...
+    def prompt_ids(self, messages: list[Message], tools: str | None) -> list[int]: ...
 
 
 class Session:
-    """History of one chat. `context` and `max_new_tokens` are in tokens."""
+    """History of one chat. `context` and `max_new_tokens` are in tokens; `tools` is a JSON list of those at hand."""
 
-    def __init__(self, template: Template, system: str | None, context: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, template: Template, system: str | None, context: int, max_new_tokens: int, tools: str | None = None
+    ) -> None:
         self.template = template
         self.system = system
         self.context = context
         self.reserve = min(max_new_tokens, context // 2)  # kept free for the answer
+        self.tools = tools
         self.turns: list[Message] = []
         self.dropped = 0  # messages forgotten by the latest `prompt`, because the context was full
 
@@ -51,15 +54,16 @@ class Session:
         Raises UsageError when the question alone is too long or the template refuses it; nothing has changed then.
         """
         turns = [*self.turns, Message("user", question)]
-        ids = self.template.prompt_ids([*opening(self.system), *turns])
+        ids = self.template.prompt_ids([*opening(self.system), *turns], self.tools)
         while len(ids) + self.reserve > self.context:
             if len(turns) < 3:
+                tools = "" if self.tools is None else " and tools"
                 raise UsageError(
-                    f"the question takes {len(ids):,} tokens with its system prompt, and the model's context is "
+                    f"the question takes {len(ids):,} tokens with its system prompt{tools}, and the model's context is "
                     f"{self.context:,} of which {self.reserve:,} are kept for the answer; shorten it"
                 )
             turns = turns[2:]  # a question and its answer
-            ids = self.template.prompt_ids([*opening(self.system), *turns])
+            ids = self.template.prompt_ids([*opening(self.system), *turns], self.tools)
         self.dropped = len(self.turns) + 1 - len(turns)
         self.turns = turns
         return ids

@@ -1,9 +1,10 @@
 """Talk to a run or a model in the terminal.
 
-    tunewright chat RUN|MODEL [--checkpoint N] [--base] [--system TEXT] [--temperature T]
+    tunewright chat RUN|MODEL [--checkpoint N] [--base] [--system TEXT] [--temperature T] [--tools FILE.json]
 
-A run is asked with the template, system prompt and stop tokens it was trained with. Questions may also come from a
-pipe, one a line; the answers then go to standard output and remarks to standard error.
+A run is asked with the template, system prompt and stop tokens it was trained with; the tools that it may call stand in
+a file, as they do in its data, and its calls are shown. Questions may also come from a pipe, one a line; the answers
+then go to standard output and remarks to standard error.
 """
 
 import secrets
@@ -36,6 +37,9 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Tools it may call: a JSON list of function schemas.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Same seed and questions, same answers.")
     ] = None,
@@ -43,15 +47,19 @@ def chat(
     """Talk to a run or a model in the terminal."""
     from tunewright.chat.partner import open_partner
     from tunewright.chat.session import Session
+    from tunewright.chat.tools import read_tools
 
     if base and not _is_tuned_here(Path(target).expanduser()):
         raise UsageError(f"--base: {target} is no run, so there is no base to compare with")
+    known = None if tools is None else read_tools(tools)
     partner = open_partner(target, checkpoint)
+    if known is not None and not partner.template.shows_tools:
+        raise UsageError(f"--tools: the chat template of {target} does not show tools to the model; leave them out")
     settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     given = {key: value for key, value in settings.items() if value is not None}
     partner.sampling = partner.sampling.model_copy(update=given)
     opening = partner.system if system is None else system or None
-    session = Session(partner.template, opening, partner.context, partner.sampling.max_new_tokens)
+    session = Session(partner.template, opening, partner.context, partner.sampling.max_new_tokens, known)
     Terminal(partner, session, base, seed).run()
 
 
@@ -156,6 +164,14 @@ class Terminal:
                 print(flush=True)
                 if piece.finish == "length":
                     self._remark(f"(cut at {len(piece.ids):,} tokens)")
+                self._show_calls(piece.text)
+
+    def _show_calls(self, text: str) -> None:
+        from tunewright.chat.tools import find_calls
+
+        if self.session.tools is not None:
+            for call in find_calls(text, self.session.tools):
+                self._remark(f"(calls {call.name} with {call.arguments})")
 
     def _remark(self, text: str) -> None:
         print(text, file=sys.stdout if self.interactive else sys.stderr, flush=True)

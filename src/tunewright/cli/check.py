@@ -1,6 +1,7 @@
 """Prove data, template and stop token, and plan memory and time; trains nothing.
 
     tunewright check RUN.yaml [key=value …] [--json] [--html FILE]
+    tunewright check --model smollm2-135m-instruct --data FILE.xlsx
     tunewright check RUN.yaml --row 7 --row rows.jsonl:412
 
 Ends with 1 where the stop proof fails. Looks at the model's tokenizer and config, and never at its weights.
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunewright.cli.given import read_given
 from tunewright.cli.output import cells, print_json
 
 if TYPE_CHECKING:
@@ -45,9 +47,13 @@ MARKS: "dict[Level, tuple[str, str]]" = {
 
 
 def check(
-    config: Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run's config, or a recipe's name.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Settings to change, such as data.max_length=512.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.yaml] [key=value …]", help="A config or recipe, and settings to change in it."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model to start from, instead of the config's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Training file, instead of the config's; may be repeated.")
     ] = None,
     row: Annotated[
         list[str] | None,
@@ -57,7 +63,6 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove data, template and stop token, and plan memory and time; trains nothing."""
-    from tunewright.config.load import load_config
     from tunewright.config.paths import shown
     from tunewright.data.check import gather_facts
     from tunewright.data.encode import prepare
@@ -68,10 +73,10 @@ def check(
     from tunewright.models.load import eos_ids, load_tokenizer
     from tunewright.models.resolve import resolve_model
 
-    run = load_config(Path(config), overrides or [])
-    model = resolve_model(run.model, Path.cwd())
-    tokenizer = load_tokenizer(model.path)
-    stated = eos_ids(model.path, tokenizer)
+    run = read_given("check", words or [], model, data).config
+    folder = resolve_model(run.model, Path.cwd())
+    tokenizer = load_tokenizer(folder.path)
+    stated = eos_ids(folder.path, tokenizer)
     rows = explain_rows(run, tokenizer, stated, Path.cwd(), row or [])
     if rows and html is None:
         if as_json:
@@ -82,20 +87,20 @@ def check(
     prepared = prepare(run, tokenizer, stated, Path.cwd(), require_stop=False)
     known = []
     if prepared.template is not None and run.method.stage != "pt":
-        known.append(look_at_markers(prepared.template, tokenizer, model.path, run.method.tuning == "full"))
+        known.append(look_at_markers(prepared.template, tokenizer, folder.path, run.method.tuning == "full"))
     facts = gather_facts(run.method.stage, prepared, tokenizer, stated, known)
     if as_json:
-        plan = plan_training(run, model.path, prepared)
+        plan = plan_training(run, folder.path, prepared)
         asked = {"explained": [explained.to_dict() for explained in rows]} if rows else {}
         print_json({**facts.to_dict(), "plan": plan.to_dict(), **asked})
     else:
         _print_facts(facts)
-        plan = plan_training(run, model.path, prepared)  # after the facts: it takes longer, or may not fit
+        plan = plan_training(run, folder.path, prepared)  # after the facts: it takes longer, or may not fit
         _print_plan(plan)
         _print_rows(rows)
     if html is not None:
         names = ", ".join(shown(source.path) for source in facts.sources)
-        write_page(html, facts, names, model.name, plan.lines(), rows)
+        write_page(html, facts, names, folder.name, plan.lines(), rows)
         if not as_json:
             print(f"\nwritten to {html}")
     if not facts.stop_proof:

@@ -4,8 +4,8 @@
     tunewright eval MODEL --data FILE [key=value …] [--json]
 
 A run is measured on what it held out, and its report is written anew; how it is measured may be set (`MEASURING`), what
-it held out may not. With --checkpoint or --data, and for a run that is not finished, the numbers are only printed: the
-report is that of the finished run on its own data.
+it held out may not; nor can, of a plain model, what bears on training alone. With --checkpoint or --data, and for a run
+that is not finished, the numbers are only printed: the report is that of the finished run on its own data.
 """
 
 import sys
@@ -25,9 +25,15 @@ if TYPE_CHECKING:
     from tunewright.evaluate.report import Report
     from tunewright.runs.folder import RunFolder
 
-# What can be set for a run: how it is measured, and how a file named with --data is read.
-MEASURING = ("evaluate.", "samples.prompts", "model.dtype")
-READING = ("data.train.", "data.system", "data.max_length", "data.too_long", "data.drop_bad_rows")
+# What can be set: how a model is measured, how a file named with --data is read, and what a run knows of its model.
+MEASURING = ("evaluate.prompts", "evaluate.max_new_tokens", "model.dtype", "train.forest_tokens")
+SHOWN = ("samples.prompts",)
+READING = (
+    *("data.train.format", "data.train.kind", "data.train.columns.", "data.train.tags.", "data.train.guess"),
+    *("data.train.sheet", "data.train.encoding", "data.train.delimiter", "data.train.max_samples"),
+    *("data.system", "data.max_length", "data.too_long", "data.drop_bad_rows"),
+)
+OF_THE_MODEL = ("model.source", "model.revision", "method.stage", "data.template", "data.reasoning")
 # What the run says about its own file that holds for another of the same kind, too.
 LIKE = {"format", "kind", "columns", "tags", "guess", "sheet", "encoding", "delimiter"}
 
@@ -102,8 +108,11 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
     from tunewright.models.resolve import resolve_model
 
-    config = load_config(None, overrides, {"model": name, "data": _absolute(data)})
-    config.data.validation = None  # nothing was trained on: all of it is measured
+    # nothing was trained on: all of it is measured
+    given = {"model": name, "data": {"train": _absolute(data), "validation": None}}
+    config = load_config(None, overrides, given)
+    allowed = (*MEASURING, *READING, *OF_THE_MODEL)
+    _require_settable(load_config(None, [], given), config, allowed, f"{name} is measured on {data} and not trained")
     folder = resolve_model(config.model, Path.cwd())
     tokenizer = load_tokenizer(folder.path)
     prepared = prepare(config, tokenizer, eos_ids(folder.path, tokenizer), Path.cwd())
@@ -119,18 +128,28 @@ def _config_of(run: "RunFolder", overrides: list[str], data: Path | None) -> "Ru
     Raises UsageError for a setting that would change which rows count as held out, or nothing at all.
     """
     from tunewright.config.load import load_config
-    from tunewright.evaluate.comparison import flatten
 
     given = [] if data is None else _replace_data(run.config, data)
     config = load_config(run.config_path, [*given, *overrides])
-    before, after = (flatten(one.model_dump()) for one in (load_config(run.config_path, given), config))
-    allowed = MEASURING if data is None else (*MEASURING, *READING)
-    for key in {**before, **after}:
-        if before.get(key) != after.get(key) and not key.startswith(allowed):
-            known = ", ".join(f"{name}*" if name.endswith(".") else name for name in allowed)
-            other = "; for other data, name it with --data FILE" if data is None else ""
-            raise UsageError(f"{key}: {run.path} is measured as it was trained, and only {known} can be set{other}")
+    allowed = (*MEASURING, *SHOWN) if data is None else (*MEASURING, *SHOWN, *READING)
+    other = "; for other data, name it with --data FILE" if data is None else ""
+    before = load_config(run.config_path, given)
+    _require_settable(before, config, allowed, f"{run.path} is measured as it was trained", other)
     return config
+
+
+def _require_settable(
+    before: "RunConfig", after: "RunConfig", allowed: Sequence[str], why: str, advice: str = ""
+) -> None:
+    """Raise UsageError for a setting that differs and is none of `allowed` (with a point at the end: a section)."""
+    from tunewright.evaluate.comparison import flatten
+
+    old, new = (flatten(one.model_dump()) for one in (before, after))
+    for key in {**old, **new}:
+        settable = any(key.startswith(name) if name.endswith(".") else key == name for name in allowed)
+        if old.get(key) != new.get(key) and not settable:
+            known = ", ".join(f"{name}*" if name.endswith(".") else name for name in allowed)
+            raise UsageError(f"{key}: {why}, and only {known} can be set{advice}")
 
 
 def _replace_data(config: "RunConfig", data: Path) -> list[str]:

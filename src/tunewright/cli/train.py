@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunewright.cli.given import read_given
+
 if TYPE_CHECKING:
     from tunewright.cli.progress import Progress
     from tunewright.engine.start import Ready
@@ -32,20 +34,11 @@ def train(
 ) -> None:
     """Fine-tune a model on your data."""
     from tunewright.cli.progress import Progress
-    from tunewright.config.load import non_defaults, read_config
-    from tunewright.config.overrides import as_override, split_arguments
+    from tunewright.config.load import non_defaults
     from tunewright.engine.processes import Processes
     from tunewright.engine.start import make_ready, start
-    from tunewright.errors import UsageError
 
-    path, overrides = split_arguments(words or [])
-    if path is None and (model is None or not data):
-        raise UsageError(
-            "train needs a config (tunewright train RUN.yaml), or a model and data "
-            "(tunewright train --model smollm2-135m-instruct --data FILE.xlsx)"
-        )
-    flags = {"model": model, "data.train": data, "output": output}
-    read = read_config(path, [*(as_override(key, value) for key, value in flags.items() if value), *overrides])
+    read = read_given("train", words or [], model, data, {"output": output})
     with Progress(shown=Processes().is_main) as progress:
         for setting in non_defaults(read):
             progress.say(f"  {setting}")

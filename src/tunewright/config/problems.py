@@ -33,6 +33,7 @@ SYNONYMS = {
     "max_seq_length": "data.max_length",
     "val_size": "data.validation",
     "output_dir": "output",
+    "gradient_checkpointing": "train.recompute",
 }
 
 

@@ -247,6 +247,12 @@ class TrainConfig(Section):
         None,
         description="Distinct tokens computed at once; null lets the memory plan choose. Never changes the result.",
     )
+    recompute: Literal["auto", "off", "full"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="How many decoder layers, from the first, are computed again in the backward to save memory "
+        "(activation checkpointing): a number, off, full, or auto for what is quickest of all that fits; none where "
+        "all fits. Never changes the result.",
+    )
 
 
 class SamplesConfig(Section):

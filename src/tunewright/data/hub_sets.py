@@ -7,16 +7,16 @@ Nothing of a data set is ever executed.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from tunewright.config.schema import SourceConfig
 from tunewright.data.splits import choose_files
 from tunewright.errors import RunError, UsageError
 from tunewright.models.cache import Notify, cache_root, to_stderr
+from tunewright.models.hub import Away, asking_huggingface, what_hub_said
 
 
 class Listing(NamedTuple):
@@ -32,10 +32,6 @@ class Hub(NamedTuple):
     endpoint: str
     list_files: Callable[[], Listing]
     fetch: Callable[[str, str, bool], Path]  # (name, revision, offline) -> file
-
-
-class Away(Exception):
-    """The hub did not answer; the message says why, as the middle of a sentence."""
 
 
 def hub_files(source: SourceConfig, key: str, notify: Notify = to_stderr) -> list[tuple[Path, str]]:
@@ -103,38 +99,10 @@ def _from_cache(record: Path, hub: Hub) -> list[tuple[Path, str]] | None:
 
 
 def _huggingface(source: SourceConfig, key: str) -> Hub:
-    from huggingface_hub import HfApi, constants, errors, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
-    # hub versions stand on different HTTP libraries (httpx, httpx2) and import this name from theirs
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    page = f"{constants.ENDPOINT}/datasets/{source.path}"
-
-    def refuse(error: Exception) -> NoReturn:
-        if isinstance(error, errors.GatedRepoError):
-            reason = f"the data set is gated; accept its terms on {page}, then run `hf auth login` or set HF_TOKEN"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason = f"there is no such branch, tag or commit; see {page}/tree/main, or leave {key}.revision out"
-        else:
-            reason = (
-                f"not found on {constants.ENDPOINT}; check the spelling "
-                "(a private data set needs `hf auth login` or HF_TOKEN)"
-            )
-        at = f" at {source.revision}" if source.revision else ""
-        raise UsageError(f"{key}: {source.path}{at}: {reason}") from error
-
-    @contextmanager
-    def asking() -> Iterator[None]:
-        try:
-            yield
-        except errors.HFValidationError as error:
-            raise UsageError(f"{key}: {source.path!r} is no valid hub id ({error}); the form is owner/name") from error
-        except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            refuse(error)
-        except errors.OfflineModeIsEnabled as error:
-            raise Away("HF_HUB_OFFLINE is set") from error
-        except (HTTPError, OSError, errors.EntryNotFoundError) as error:
-            raise Away(f"the download from {constants.ENDPOINT} failed ({_first_line(error)})") from error
+    def asking() -> AbstractContextManager[None]:
+        return asking_huggingface("data set", source.path, source.revision, key)
 
     def list_files() -> Listing:
         with asking():
@@ -168,13 +136,13 @@ def _modelscope(source: SourceConfig, key: str) -> Hub:
         try:
             yield
         except (errors.NotExistError, errors.InvalidParameter) as error:
-            reason = f"not found on {endpoint} ({_first_line(error)}); check the spelling"
+            reason = f"not found on {endpoint} ({what_hub_said(error)}); check the spelling"
             raise UsageError(f"{key}: {source.path}{at}: {reason}, and {key}.revision where it is set") from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             reason = "the data set is not open to you; run `modelscope login` or set MODELSCOPE_API_TOKEN"
             raise UsageError(f"{key}: {source.path}{at}: {reason}") from error
         except (errors.HubError, OSError) as error:
-            raise Away(f"the download from {endpoint} failed ({_first_line(error)})") from error
+            raise Away(f"the download from {endpoint} failed ({what_hub_said(error)})") from error
 
     def list_files() -> Listing:
         revision = source.revision or "master"
@@ -197,8 +165,3 @@ def _modelscope(source: SourceConfig, key: str) -> Hub:
             )
 
     return Hub(endpoint, list_files, fetch)
-
-
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return re.sub(r"\s*\(Request ID:.*?\)", "", text)

@@ -59,7 +59,11 @@ def read_file(
     """All rows of one file; none at all is no fault here."""
     try:
         last = of_line = 0
+        columns: Iterable[str] = ()
         for row, line in _numbered_rows(file, source, key, notify):
+            if row.keys() != columns:
+                _require_characters(row, file.name, line)
+                columns = row.keys()
             of_line = of_line + 1 if line == last else 1
             last = line
             yield row, Place(file.name, line, of_line)
@@ -92,6 +96,17 @@ def _numbered_rows(file: DataFile, source: SourceConfig, key: str, notify: Notif
         usual = "\t" if ending_of(path.name) == ".tsv" else ","
         return scan_table(text, name, DELIMITERS.get(source.delimiter), usual, notify)
     return _lines(text) if kind == "text" else _document(text)
+
+
+def _require_characters(row: Row, name: str, line: int) -> None:
+    """JSON can write half of a character in a column's name, too, and then it can be neither shown nor kept."""
+    for column in row:
+        try:
+            column.encode()
+        except UnicodeEncodeError:
+            shown = column.encode(errors="backslashreplace").decode()
+            fault = f"the column name '{shown}' holds half of a character (a lone surrogate)"
+            raise UsageError(f"{name}:{line}: {fault}: rename that column") from None
 
 
 def _lines(pieces: Iterator[str]) -> Iterator[tuple[Row, int]]:

@@ -1,4 +1,4 @@
-"""The token store: all sequences of a run's data in files that are mapped into memory, built once, opened at once.
+"""The token store: all sequences of a run's data in files, built once, opened at once, read where they are looked at.
 
 A store is a folder in the user's cache, named by everything that decides what is in it. It is written aside and
 renamed, so a broken one is never seen, and of two runs that need the same at once one waits for the other.
@@ -15,10 +15,12 @@ import hashlib
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar, overload
 
 import numpy as np
@@ -66,9 +68,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.account = _ACCOUNT.validate_json((folder / "account.json").read_bytes())
-        self._tokens = _mapped(folder / "tokens.bin", np.dtype("<i4"))
-        self._runs = _mapped(folder / "runs.bin", RUN)
-        self._text = _mapped(folder / "examples.jsonl", np.dtype("u1"))
+        self._tokens = _Items(folder / "tokens.bin", np.dtype("<i4"))
+        self._runs = _Items(folder / "runs.bin", RUN)
+        self._text = _Items(folder / "examples.jsonl", np.dtype("u1"))
         self.sequences = _mapped(folder / "sequences.bin", SEQUENCE)
         self.examples = _mapped(folder / "examples.bin", EXAMPLE)
 
@@ -76,7 +78,7 @@ class Store:
         """One sequence, in memory of its own."""
         ids = self._tokens[_span(self.sequences["tokens_end"], sequence)]
         runs = self._runs[_span(self.sequences["runs_end"], sequence)]
-        return Encoded(np.array(ids, np.int32), np.repeat(runs["weight"], runs["length"]).astype(np.float32))
+        return Encoded(ids.astype(np.int32), np.repeat(runs["weight"], runs["length"]).astype(np.float32))
 
     def example(self, example: int) -> Example:
         """One example."""
@@ -180,6 +182,26 @@ class StoredSet(EncodedSet):
 
     def _example(self, index: int) -> int:
         return int(self.store.sequences["example"][self.index[index]])
+
+
+class _Items:
+    """The items of a file, read whenever they are asked for.
+
+    Not mapped: what a long run or a look at every row touches of a map counts as this process's memory, and would
+    grow to the size of the file.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._dtype = dtype
+        self._one_at_a_time = Lock()  # of the threads that read: they share a position
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        size = self._dtype.itemsize
+        with self._one_at_a_time:
+            self._file.seek(span.start * size)
+            return np.frombuffer(self._file.read((span.stop - span.start) * size), self._dtype)
 
 
 class _Looked(Sequence[_Item]):

@@ -195,7 +195,7 @@ class ChatTemplate:
             broken = self._escape.spelled(dialog.messages, dialog.tools)
             messages = self._escape.broken(dialog.messages) if broken else dialog.messages
             tools = parse_tools(self._escape.broken_tools(dialog.tools) if broken else dialog.tools)
-            if tools is not None and not self._shows_tools:
+            if tools is not None and not self.shows_tools:
                 return Refused(NO_TOOLS)
             if not self._shows_calls and any(message.tool_calls or message.role == "tool" for message in messages):
                 return Refused(NO_CALLS)
@@ -305,7 +305,8 @@ class ChatTemplate:
         return self._probe_shows([Message("user", _QUESTION), thinking], None, _THOUGHTS)
 
     @cached_property
-    def _shows_tools(self) -> bool:
+    def shows_tools(self) -> bool:
+        """Whether the tools at hand reach the text."""
         return self._probe_shows([Message("user", _QUESTION)], _PROBE_TOOLS, _TOOL)
 
     @cached_property

@@ -215,14 +215,13 @@ def _tool_calls(turn: dict[str, Any], callers: dict[str, str]) -> tuple[ToolCall
     calls = turn.get("tool_calls")
     if is_missing(calls):
         single = turn.get("function_call")
-        return () if is_missing(single) else (_call(single),)
+        return () if is_missing(single) else (as_tool_call(single),)
     calls = as_list(calls)
     if not isinstance(calls, list):
         raise BadRow("tool_calls is not a list")
     read = []
     for item in calls:
-        function = item.get("function", item) if isinstance(item, dict) else item
-        read.append(_call(function))
+        read.append(as_tool_call(item))
         if isinstance(item, dict) and isinstance(item.get("id"), str):
             callers[item["id"]] = read[-1].name
     return tuple(read)
@@ -236,10 +235,14 @@ def _written_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
     listed = calls if isinstance(calls, list) else [calls]
     if not listed:
         raise BadRow("no answer")
-    return reasoning, tuple(_call(call.get("function", call) if isinstance(call, dict) else call) for call in listed)
+    return reasoning, tuple(
+        as_tool_call(call.get("function", call) if isinstance(call, dict) else call) for call in listed
+    )
 
 
-def _call(value: Any) -> ToolCall:
+def as_tool_call(value: Any) -> ToolCall:
+    """The call in `{name, arguments}`, which may be the `function` of an object around it. Raises BadRow."""
+    value = value.get("function", value) if isinstance(value, dict) else value
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str) or not name.strip():
         raise BadRow("a tool call has no name")

@@ -12,15 +12,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
-KNOWN_WORDS = 1 << 16  # remembered; then all are forgotten
+KNOWN_WORDS = 1 << 16  # remembered; then the rare ones are forgotten
 LEARNING = 4  # batches whose words are learnt although that does not pay at once
 NEW_SHARE = {True: 0.5, False: 0.15}  # of a batch's words: with more, the tokenizer is faster (Chinese clauses, say)
 JOINED = 2000  # words learnt in one call
@@ -91,7 +91,7 @@ class WordTokenizer:
         longest_first = map(re.escape, sorted(self._added_tokens, key=len, reverse=True))
         self._added = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         self._batches = self._pause = 0
-        self._forget()
+        self._forget_all()
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text, as the tokenizer gives them."""
@@ -101,11 +101,12 @@ class WordTokenizer:
         parts = [self._added.split(text) for text in texts]
         often = self._often(parts)
         words = [_words(one, often, self._cut) for one in parts]
-        known = [one for one in words if one is not None]
-        if not self._learn([word for one in known for word in one], often, self._cut):
+        sizes = np.array([len(one) for one in words if one is not None], np.int64)
+        numbers = self._numbers([word for one in words if one is not None for word in one], often, self._cut)
+        if numbers is None:
             self._pause = PAUSE
             return self._encode(texts)
-        looked_up = iter(self._look_up(known))
+        looked_up = iter(self._look_up(numbers, sizes))
         others = iter(self._encode([text for text, one in zip(texts, words, strict=True) if one is None]))
         return [next(others if one is None else looked_up) for one in words]
 
@@ -114,26 +115,48 @@ class WordTokenizer:
         counts = Counter(chain.from_iterable(parts))
         return {part for part, count in counts.items() if count * OFTEN > len(parts)}.union(self._added_tokens)
 
-    def _forget(self) -> None:
-        """Know no words."""
-        self._known: dict[str, int] = {}
-        self._firsts, self._counts, self._lengths = (np.zeros(0, np.int64) for _ in range(3))
-        self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int64)
-
-    def _learn(self, words: Sequence[str], often: set[str], cut: Cut) -> bool:
-        """Know these words too; False where it does not pay, or one of them is not a word when it stands alone."""
-        new = set(words).difference(self._known)
+    def _numbers(self, words: Sequence[str], often: set[str], cut: Cut) -> np.ndarray | None:
+        """The number of each word, int64, which is known from now on; None where to learn the new ones does not pay,
+        or one of them is not a word when it stands alone."""
+        numbers = self._known_numbers(words)
+        missing = np.flatnonzero(numbers < 0).tolist()
+        new = {words[position] for position in missing}
         self._batches += 1
         if len(new) > NEW_SHARE[self._batches <= LEARNING] * len(words):
             self._batches = 0
-            return False
-        if len(new) + len(self._known) > KNOWN_WORDS:
-            self._forget()
-            new = set(words)
+            return None
         if any(cut(word) != [word] for word in new - often):
-            return False
+            return None
+        if len(new) + len(self._known) > KNOWN_WORDS:
+            self._forget_rare()
+            numbers = self._known_numbers(words)
+            missing = np.flatnonzero(numbers < 0).tolist()
+            new = {words[position] for position in missing}
         self._remember(sorted(new))
-        return True
+        numbers[missing] = [self._known[words[position]] for position in missing]
+        self._uses += np.bincount(numbers, minlength=len(self._uses))
+        return numbers
+
+    def _known_numbers(self, words: Sequence[str]) -> np.ndarray:
+        """The number of each word, int64, -1 where it is not known."""
+        return np.fromiter(map(self._known.get, words, repeat(-1)), np.int64, len(words))
+
+    def _forget_all(self) -> None:
+        self._known: dict[str, int] = {}
+        self._firsts, self._counts, self._lengths, self._uses = (np.zeros(0, np.int64) for _ in range(4))
+        self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int64)
+
+    def _forget_rare(self) -> None:
+        """Know only words that were met again, and of these the half that was met most often, if there are so many."""
+        most = np.argsort(-self._uses, kind="stable")[: KNOWN_WORDS // 2]
+        kept = np.sort(most[self._uses[most] > 1])
+        words = list(self._known)
+        counts, ends = self._counts[kept], np.cumsum(self._counts[kept])
+        tokens = np.repeat(self._firsts[kept] - ends + counts, counts) + np.arange(counts.sum())
+        self._known = {words[number]: place for place, number in enumerate(kept.tolist())}
+        self._firsts, self._counts, self._lengths = ends - counts, counts, self._lengths[kept]
+        self._uses = self._uses[kept] // 2  # so that what was frequent long ago makes room
+        self._ids, self._offsets = self._ids[tokens], self._offsets[tokens]
 
     def _remember(self, words: Sequence[str]) -> None:
         for begin in range(0, len(words), JOINED):
@@ -143,6 +166,7 @@ class WordTokenizer:
             self._firsts = np.append(self._firsts, len(self._ids) + np.cumsum(counts) - counts)
             self._counts = np.append(self._counts, counts)
             self._lengths = np.append(self._lengths, [len(word) for word in some])
+            self._uses = np.append(self._uses, np.zeros(len(some), np.int64))
             self._ids = np.append(self._ids, ids)
             self._offsets = np.concatenate([self._offsets, offsets])
 
@@ -170,11 +194,8 @@ class WordTokenizer:
         offsets = np.delete(joined.offsets, joints, axis=0) - np.repeat(begins, counts)[:, None]
         return np.delete(joined.ids, joints), offsets, counts
 
-    def _look_up(self, texts: Sequence[Sequence[str]]) -> list[Tokens]:
-        """Tokens of texts whose words are all known."""
-        sizes = np.array([len(words) for words in texts], np.int64)
-        known = self._known
-        words = np.fromiter((known[word] for word in chain.from_iterable(texts)), np.int64, int(sizes.sum()))
+    def _look_up(self, words: np.ndarray, sizes: np.ndarray) -> list[Tokens]:
+        """Tokens of texts, given as the numbers of all their words and how many of these each text has."""
         counts, lengths = self._counts[words], self._lengths[words]
         characters, ends = np.append(0, np.cumsum(lengths)), np.append(0, np.cumsum(counts))
         last_words = np.cumsum(sizes)
@@ -186,9 +207,13 @@ class WordTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[Tokens]:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False) if texts else []
-        return [
-            Tokens(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings
-        ]
+        return [_tokens(one) for one in encodings]
+
+
+def _tokens(encoding: "Encoding") -> Tokens:
+    ids = encoding.ids
+    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+    return Tokens(np.array(ids, np.int32), offsets.reshape(-1, 2))
 
 
 def _words(parts: Sequence[str], often: set[str], cut: Cut) -> list[str] | None:

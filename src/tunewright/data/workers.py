@@ -7,6 +7,7 @@ the ways of `multiprocessing` come with. A worker ends when its input does, also
 A file of the user's folder that is called like a module of Python is never run: `-P` keeps that folder out of the way.
 """
 
+import gc
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import chain
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -23,42 +25,54 @@ from tunewright.data.pack import Chunk, Job, Pack, Packer
 from tunewright.errors import RunError, UsageError
 
 ALONE = 5_000  # rows prepared here before workers start: they take a second to import what they need
-MOST = 16  # workers; each holds about 150 MB
+MOST = 16  # processes; each holds about 150 MB
+MOST_WAITING = 6  # packs for each worker that are kept until the ones before them are done
+COLLECTED_EVERY = 100_000  # objects made before a worker looks for garbage, of which rows leave hardly any
 THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alone: int = ALONE) -> Iterator[Pack]:
     """The pack of each chunk, in order. At most a few chunks for each worker are read ahead.
 
-    `workers` processes, one for each core unless given, start once `alone` rows are done. Raises UsageError as Packer
-    does, and RunError where a worker dies.
+    `workers` processes, one for each core unless given, share the work once `alone` rows are done. This process is one
+    of them: it packs what the others have no hands free for, also while they start. Raises UsageError as Packer does,
+    and RunError where a worker dies.
     """
-    workers = cores() if workers is None else workers
+    others = (cores() if workers is None else workers) - 1
     chunks, rows = iter(chunks), 0
     packer = Packer(job)
     for chunk in chunks:
         yield packer.pack(chunk)
         rows += len(chunk.rows)
-        if rows >= alone and workers > 1:
+        if rows >= alone and others > 0:
             break
     with ExitStack() as stack:
         first = next(chunks, None)
         if first is None:
             return
         idle: SimpleQueue[_Worker] = SimpleQueue()
-        for _ in range(workers):
+        for _ in range(others):
             idle.put(stack.enter_context(_Worker(job)))
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        waiting: deque[Future[Pack]] = deque([pool.submit(_pack_in_one, idle, first)])
+        pool = stack.enter_context(ThreadPoolExecutor(others))
+        waiting: deque[Future[Pack]] = deque()
         try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_pack_in_one, idle, chunk))
-                if len(waiting) > 2 * workers:
+            for chunk in chain([first], chunks):
+                if sum(not each.done() for each in waiting) < 2 * others:
+                    waiting.append(pool.submit(_pack_in_one, idle, chunk))
+                else:
+                    waiting.append(_done(packer.pack(chunk)))
+                while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING * others):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _done(pack: Pack) -> "Future[Pack]":
+    future: Future[Pack] = Future()
+    future.set_result(pack)
+    return future
 
 
 def cores() -> int:
@@ -138,6 +152,8 @@ def _serve() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else must write between packs
     try:
         packer = Packer(pickle.load(chunks))
+        gc.freeze()  # libraries and tokenizer stay; to go through them again and again takes a tenth of the time
+        gc.set_threshold(COLLECTED_EVERY)
         while True:
             chunk = pickle.load(chunks)
             try:

@@ -1,12 +1,13 @@
 """The memory that a step takes beside weights and optimizer, counted without it: the real pass on empty tensors.
 
 The tensors pretend to be on the CPU (torch's FakeTensorMode), so that autocast treats them as it treats real ones,
-and a ledger notes when each is made and dropped, forward and backward.
+and a ledger notes when each is made and dropped, forward and backward. What one layer holds is told from what the
+others do, so two passes, with no layer and with every layer computed again in the backward, say it for any number.
 """
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from tunewright.engine.tunings import Tuned, trainable
 from tunewright.forest.build import Forest
+from tunewright.forest.layout import Backend
 from tunewright.forest.model import ForestModel, plain_model
+from tunewright.models.recompute import recompute_layers, switchable_layers
 
-# Of a deep model this many equal layers are walked through, and the rest follow from them.
-FEW, MORE = 2, 4
+# Of a deep model of equal layers so many are walked through: the first two and the last as they are, and the rest like
+# the two between, since layers may differ by turns.
+WALKED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,66 +40,132 @@ class StepMemory:
     backward: int
 
 
-def step_memory(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMemory:
-    """What one pass of `forest` through the decoder holds.
+class DecoderMemory:
+    """What one pass of `forest` through the decoder of `model` holds where `backend` attends, by how many layers are
+    computed again.
 
     `model` lies on the meta device and is of no use afterwards: it may have lost layers, and its parameters only
-    pretend to be on a CPU.
+    pretend to be on a CPU. Raises UsageError, from the first question, for a model that cannot follow a forest.
     """
-    # torch knows the shapes of grouped products, in which experts are computed, for bfloat16 only; float32 holds
-    # twice as much, or a little less.
-    halved = any(parameter.ndim == 3 and parameter.dtype == torch.float32 for parameter in model.parameters())
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _pretend(model, torch.bfloat16 if halved else None)
-        for _, parameter in trainable(model):
-            parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        arithmetic = None if halved else autocast
-        layers = _equal_layers(model)
-        if len(layers) <= 2 * MORE:
-            memory = _walk(model, forest, arithmetic)
-        else:
-            more, few = (
-                _walk(_shortened(model, [*layers[: count - 1], layers[-1]]), forest, arithmetic)
-                for count in (MORE, FEW)
-            )
-            memory = _extrapolated(few, more, len(layers))
-    factor = 2 if halved else 1
-    return StepMemory(factor * memory.kept, factor * memory.forward, factor * memory.backward)
+
+    def __init__(self, model: Tuned, forest: Forest, autocast: torch.dtype | None, backend: Backend = "cpu") -> None:
+        self._model = model
+        self._forest = forest
+        self._backend: Backend = backend
+        # torch knows the shapes of grouped products, in which experts are computed, for bfloat16 only; float32 holds
+        # twice as much, or a little less.
+        self._halved = any(parameter.ndim == 3 and parameter.dtype == torch.float32 for parameter in model.parameters())
+        self._autocast = None if self._halved else autocast
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        layers = switchable_layers(plain_model(model))
+        self.layers = len(layers)
+        self._walked = self.layers
+        with self._mode:
+            _pretend(model, torch.bfloat16 if self._halved else None)
+            for _, parameter in trainable(model):
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+            if self.layers > WALKED + 3 and _shorten(plain_model(model).get_decoder(), layers):
+                self._walked = WALKED
+        self._passes: dict[bool, _Pass] = {}
+
+    def recomputing(self, count: int) -> StepMemory:
+        """With the first `count` of `layers` layers computed again in the backward."""
+        off, own = self._pass(False), self._pass(count > 0)
+        sources = [(index < count, self._source(index)) for index in range(self.layers)]
+        forward = [self._pass(again).forward[source] for again, source in sources]
+        backward = [self._pass(again).backward[source] for again, source in sources]
+        # Autocast lets go of the narrowed weights that no layer keeps.
+        dropped = (own.end.growth - off.end.growth) * count // max(1, self._walked)
+        live, most = _over([*forward, own.after, off.end, _Stretch(dropped, 0)], 0)
+        _, most_backward = _over([own.turn, *reversed(backward)], live)
+        factor = 2 if self._halved else 1
+        return StepMemory(factor * live, factor * most, factor * most_backward)
+
+    def _source(self, index: int) -> int:
+        """The walked layer that the layer `index` is like."""
+        if self._walked == self.layers or index < 2:
+            return index
+        return WALKED - 1 if index == self.layers - 1 else 2 + index % 2
+
+    def _pass(self, again: bool) -> "_Pass":
+        if again not in self._passes:
+            recompute_layers(plain_model(self._model), "full" if again else "off")
+            with self._mode:
+                self._passes[again] = self._walk()
+        return self._passes[again]
+
+    def _walk(self) -> "_Pass":
+        forest_model = ForestModel(self._model, self._backend)
+        self._model.train()
+        arithmetic = nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
+        with _Ledger() as ledger:
+            with arithmetic, _marked_layers(self._model, ledger):
+                layout = forest_model.layout(self._forest)
+                rows = forest_model.loss_hidden(layout)
+                ledger.mark()
+            *forward, after, end = ledger.take()
+            rows.backward(torch.empty_like(rows))
+            turn, *backward = ledger.take()
+        # Layers below the first trained one have no backward.
+        nothing = [_Stretch(0, 0)] * (len(forward) - len(backward))
+        return _Pass(forward, after, end, turn, nothing + backward[::-1])
 
 
-def _walk(model: Tuned, forest: Forest, autocast: torch.dtype | None) -> StepMemory:
-    forest_model = ForestModel(model, backend="cpu")
-    model.train()
-    arithmetic = nullcontext() if autocast is None else torch.autocast("cpu", dtype=autocast)
-    with _Ledger() as ledger:
-        with arithmetic:
-            layout = forest_model.layout(forest)
-            rows = forest_model.loss_hidden(layout)
-        kept, forward = ledger.live, ledger.peak
-        ledger.peak = ledger.live
-        rows.backward(torch.empty_like(rows))
-        return StepMemory(kept, forward, ledger.peak)
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Bytes from one mark to the next: how many more are held at its end, and at most, than at its begin."""
+
+    growth: int
+    most: int
 
 
-def _equal_layers(model: Tuned) -> list[nn.Module]:
-    """The decoder's layers where they lie in a list and all have parameters of the same shapes; else none."""
-    layers = dict(plain_model(model).get_decoder().named_children()).get("layers")
-    if not isinstance(layers, nn.ModuleList):
-        return []
-    shapes = {tuple(parameter.shape for parameter in layer.parameters()) for layer in layers}
-    return list(layers) if len(shapes) == 1 else []
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """`forward` through each layer, `after` the last, to the `end`; the `turn` and its way `backward`, by layer too."""
+
+    forward: list[_Stretch]
+    after: _Stretch
+    end: _Stretch
+    turn: _Stretch
+    backward: list[_Stretch]
 
 
-def _shortened(model: Tuned, layers: list[nn.Module]) -> Tuned:
-    plain_model(model).get_decoder().set_submodule("layers", nn.ModuleList(layers))
-    return model
+def _over(stretches: Iterable[_Stretch], live: int) -> tuple[int, int]:
+    """Bytes held at the end, and the most on the way, of stretches one after another."""
+    most = live
+    for stretch in stretches:
+        most = max(most, live + stretch.most)
+        live += stretch.growth
+    return live, most
 
 
-def _extrapolated(few: StepMemory, more: StepMemory, layers: int) -> StepMemory:
-    def line(low: int, high: int) -> int:
-        return low + (high - low) * (layers - FEW) // (MORE - FEW)
+def _shorten(decoder: nn.Module, layers: dict[str, Any]) -> bool:
+    """Leave `WALKED` layers where all lie in one list and have parameters of the same shapes; whether they do."""
+    lists = {name.rpartition(".")[0] for name in layers}
+    shapes = {tuple(parameter.shape for parameter in layer.parameters()) for layer in layers.values()}
+    if len(lists) != 1 or len(shapes) != 1:
+        return False
+    every = list(layers.values())
+    decoder.set_submodule(lists.pop(), nn.ModuleList([*every[: WALKED - 1], every[-1]]))
+    return True
 
-    return StepMemory(line(few.kept, more.kept), line(few.forward, more.forward), line(few.backward, more.backward))
+
+@contextmanager
+def _marked_layers(model: Tuned, ledger: "_Ledger") -> Iterator[None]:
+    """Within the block each layer marks where its forward ends, and where the backward of it will begin."""
+
+    def end(layer: nn.Module, inputs: Any, output: Any) -> None:
+        ledger.mark()
+        hidden = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: ledger.mark())
+
+    hooks = [layer.register_forward_hook(end) for layer in switchable_layers(plain_model(model)).values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _forget_gradient(parameter: Tensor) -> None:
@@ -105,11 +175,26 @@ def _forget_gradient(parameter: Tensor) -> None:
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of all storages that operations make and that are still referred to."""
 
+    supports_higher_order_operators = True  # FlexAttention is one
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
-        self.live = 0
-        self.peak = 0
+        self._live = 0
+        self._most = 0
+        self._marked = 0
+        self._stretches: list[_Stretch] = []
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def mark(self) -> None:
+        """End a stretch."""
+        self._stretches.append(_Stretch(self._live - self._marked, self._most - self._marked))
+        self._marked = self._most = self._live
+
+    def take(self) -> list[_Stretch]:
+        """End a stretch; all that ended since the last time."""
+        self.mark()
+        taken, self._stretches = self._stretches, []
+        return taken
 
     def __torch_dispatch__(
         self,
@@ -129,12 +214,12 @@ class _Ledger(TorchDispatchMode):
         if storage in self._known:
             return
         self._known.add(storage)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
+        self._live += storage.nbytes()
+        self._most = max(self._most, self._live)
         weakref.finalize(storage, self._drop, storage.nbytes())
 
     def _drop(self, count: int) -> None:
-        self.live -= count
+        self._live -= count
 
 
 def _pretend(model: Tuned, narrow: torch.dtype | None) -> None:

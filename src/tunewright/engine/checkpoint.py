@@ -1,7 +1,7 @@
 """Checkpoints: written aside, manifest last, then renamed; so a folder named step-N is whole or is refused.
 
 A checkpoint holds weights (`adapter/` in PEFT's format, or `model/`), the optimizer's moments, the random
-state and the step. All tensors are safetensors, all else JSON: nothing is unpickled.
+state, the step and its metrics. All tensors are safetensors, all else JSON: nothing is unpickled.
 """
 
 import json

@@ -1,8 +1,9 @@
 """The one training loop, whatever the objective and the tuning.
 
 It reads top-down: next step's examples → forests → forward, backward → finite? → clip → update → metrics →
-maybe evaluate, sample, checkpoint → poll for stop. Everything it changes is either in the model, the optimizer, the
-random state or the step number, and a checkpoint holds these four; so a resumed run repeats the lost steps bit for bit.
+maybe checkpoint, evaluate, sample → poll for stop. Everything it changes is either in the model, the optimizer, the
+random state, the step number or the step's metrics, and a checkpoint holds these five; so a resumed run repeats the
+lost steps bit for bit, and an evaluation that was cut short.
 """
 
 import time
@@ -32,11 +33,11 @@ from tunewright.engine.schedule import learning_rate_factor
 from tunewright.engine.signals import StopRequest
 from tunewright.engine.tunings import Tuned, trainable, write_weights
 from tunewright.errors import Interrupted, RunError
-from tunewright.forest.build import build_forest, group_by_budget, split_over_processes
+from tunewright.forest.build import Forest, build_forest, group_by_budget, split_over_processes
 from tunewright.forest.model import ForestModel
 from tunewright.forest.score import score
 from tunewright.objectives import OBJECTIVES
-from tunewright.runs.checkpoints import Checkpoint, checkpoints, newest_sound
+from tunewright.runs.checkpoints import Checkpoint, newest_sound
 from tunewright.runs.folder import RunFolder
 
 # Steps between two looks at whether the process holds more than was planned: to give memory back costs about a
@@ -56,9 +57,25 @@ class StepResult:
     supervised_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The 0-based `step` as this process computes it: counts over all processes, and its own share's forests."""
+
+    step: int
+    weight: float
+    samples: int
+    tokens: int
+    supervised_tokens: int
+    forests: list[Forest]
+
+
 @dataclass
 class Training:
-    """All parts of one training. `step` counts finished steps; `seconds` is time spent in them, over resumes."""
+    """All parts of one training.
+
+    `step` counts finished steps; `seconds` is time spent in them, over resumes. `record` is the line of metrics.jsonl
+    for the latest of them (0: the untrained model), `published` whether it stands there.
+    """
 
     config: RunConfig
     run: RunFolder
@@ -74,10 +91,13 @@ class Training:
     on_sample: Callable[[int], None]
     step: int = 0
     seconds: float = 0.0
+    record: dict[str, Any] = field(default_factory=lambda: {"step": 0, "epoch": 0.0, "seconds": 0.0})
+    published: bool = False
     forest_model: ForestModel = field(init=False)
     sampler: Sampler = field(init=False)
     parameters: list[tuple[str, Tensor]] = field(init=False)
     optimizer: AdamW = field(init=False)
+    _upcoming: _Work | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         settings = self.config.train
@@ -97,7 +117,8 @@ class Training:
         total = self.sampler.total_steps
         if self.step == 0:
             torch.manual_seed(self.config.train.seed)
-            self._report_start()
+        if not self.published:
+            self._finish_step(stop)
         while self.step < total:
             began = time.perf_counter()
             before = random_state()
@@ -111,14 +132,11 @@ class Training:
             if self.step % TRIM_EVERY == 0 and memory_bytes() > self.planned_bytes:
                 give_back_free_memory()
             self.seconds += time.perf_counter() - began
-            record = self._record(result, rate, time.perf_counter() - began)
-            if self.step % self.config.evaluate_steps == 0 or self.step == total:
-                record |= self._validate()
-                self.on_sample(self.step)
-                give_back_free_memory()
-            self._publish(record)
+            self.record, self.published = self._record(result, rate, time.perf_counter() - began), False
+            # Before the evaluation, which may take long: a kill in the midst of it costs no step.
             if self.step % self.config.train.save_steps == 0 or self.step == total:
                 self.save()
+            self._finish_step(stop)
             if self.step < total and self.processes.any(bool(stop)):
                 raise self._leave(stop)
 
@@ -130,34 +148,46 @@ class Training:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sequences = [self.train[index] for index in self.sampler.step(step)]
-        total_weight = sum(float(sequence.weights[1:].sum(dtype="float64")) for sequence in sequences)
-        mine = sequences
-        if self.processes.count > 1:
-            mine = [sequences[i] for i in split_over_processes(sequences, self.processes.count)[self.processes.index]]
+        work = self._upcoming if self._upcoming is not None and self._upcoming.step == step else self._prepare(step)
         objective = OBJECTIVES[self.config.method.stage]
-        nll = 0.0
-        rows = 0
-        for group in group_by_budget(mine, self.forest_tokens):
+        # Added up where they are computed: to read one there would wait for it.
+        total = torch.zeros((), dtype=torch.float64, device=self.forest_model.device)
+        for forest in work.forests:
             # Giving a step up half-way is safe alone; with others it must be agreed on, after the step.
             if stop and self.processes.count == 1:
                 return None
-            forest = build_forest([mine[index] for index in group])
             with self._arithmetic():
                 loss = objective(self.forest_model, forest)
-            (loss / total_weight).backward()
-            nll += loss.item()
-            rows += len(forest)
+            (loss / work.weight).backward()
+            total += loss.detach()
+        # A GPU still computes what it was given; that time makes the next step's forests. They depend on nothing that
+        # training changes, so a resumed run makes the same.
+        self._upcoming = self._prepare(step + 1) if step + 1 < self.sampler.total_steps else None
         self.processes.sum_gradients(parameter for _, parameter in self.parameters)
-        nll, all_rows = self.processes.sum([nll, float(rows)])
+        nll, rows = self.processes.sum([total.item(), float(sum(map(len, work.forests)))])
         norm = torch.nn.utils.get_total_norm([p.grad for _, p in self.parameters if p.grad is not None])
         return StepResult(
-            loss=nll / total_weight,
+            loss=nll / work.weight,
             grad_norm=float(norm),
+            samples=work.samples,
+            tokens=work.tokens,
+            distinct_tokens=int(rows),
+            supervised_tokens=work.supervised_tokens,
+        )
+
+    def _prepare(self, step: int) -> _Work:
+        """Read the examples of a step and merge this process's share of them. Draws nothing from the random state."""
+        sequences = [self.train[index] for index in self.sampler.step(step)]
+        mine = sequences
+        if self.processes.count > 1:
+            mine = [sequences[i] for i in split_over_processes(sequences, self.processes.count)[self.processes.index]]
+        return _Work(
+            step=step,
+            weight=sum(float(sequence.weights[1:].sum(dtype="float64")) for sequence in sequences),
             samples=len(sequences),
             tokens=sum(len(sequence) for sequence in sequences),
-            distinct_tokens=int(all_rows),
             supervised_tokens=sum(int((sequence.weights[1:] != 0).sum()) for sequence in sequences),
+            forests=[build_forest([mine[i] for i in group]) for group in group_by_budget(mine, self.forest_tokens)],
         )
 
     def let_go(self) -> None:
@@ -178,7 +208,7 @@ class Training:
                 self.parameters,
                 self.optimizer,
                 random,
-                {"seconds": self.seconds, "data_fingerprint": self.data_fingerprint},
+                {"seconds": self.seconds, "data_fingerprint": self.data_fingerprint, "record": self.record},
             )
             keep_newest(folder, self.config.train.keep_checkpoints)
         self.processes.wait()
@@ -194,9 +224,12 @@ class Training:
         self.step, self.seconds = checkpoint.step, state["seconds"]
         restore_optimizer(checkpoint.path, self.parameters, self.optimizer)
         restore_random_state(load_random_state(checkpoint.path, self.processes.index))
+        self.record = state["record"]
+        self.published = any(line["step"] == self.step for line in self.run.metrics())
+        self.processes.wait()  # until every process has read the lines that are rewritten now
         if self.processes.is_main:
-            # Before the first step the untrained model is measured, and will be again.
-            self.run.rewind(self.step or -1)
+            # An evaluation that was cut short is made again.
+            self.run.rewind(self.step if self.published else self.step - 1)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """Autocast where float32 weights are trained with bfloat16 arithmetic."""
@@ -250,29 +283,42 @@ class Training:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
-    def _report_start(self) -> None:
-        """Validation loss and samples of the untrained model."""
-        record = {"step": 0, "epoch": 0.0, "seconds": 0.0, **self._validate()}
-        if len(record) > 3:
-            self._publish(record)
-        self.on_sample(0)
+    def _finish_step(self, stop: StopRequest) -> None:
+        """Evaluate and sample where it is time to, and publish the step's record; of the untrained model, too.
 
-    def _validate(self) -> dict[str, float]:
+        Raises Interrupted when a stop request comes in between; the record then stays unpublished.
+        """
+        total = self.sampler.total_steps
+        if self.processes.is_main:
+            self.run.write_status("running", self.step, total)
+        if self.step % self.config.evaluate_steps == 0 or self.step == total:
+            self.record |= self._validate(stop)
+            self.on_sample(self.step)
+            if self.step:
+                give_back_free_memory()
+        self.published = True
+        measured = "loss" in self.record or "validation_loss" in self.record
+        if measured and self.processes.is_main:
+            self.run.append_metrics(self.record)
+            self.on_step(self.record)
+
+    def _validate(self, stop: StopRequest) -> dict[str, float]:
         if not len(self.validation):
             return {}
-        with self._arithmetic():
-            mean = score(self.model, [self.validation[i] for i in range(len(self.validation))], self.forest_tokens).mean
-        return {"validation_loss": mean}
 
-    def _publish(self, record: dict[str, Any]) -> None:
-        if self.processes.is_main:
-            self.run.append_metrics(record)
-            self.run.write_status("running", self.step, self.sampler.total_steps)
-            self.on_step(record)
+        def poll() -> None:
+            # Every process scores the same forests, so all of them leave at the same one.
+            if self.processes.any(bool(stop)):
+                raise self._leave(stop)
+
+        sequences = [self.validation[index] for index in range(len(self.validation))]
+        with self._arithmetic():
+            return {"validation_loss": score(self.model, sequences, self.forest_tokens, poll).mean}
 
     def _leave(self, stop: StopRequest) -> Interrupted:
         """Make sure that the finished steps are in a checkpoint; what to raise then."""
-        if not any(found.step == self.step for found in checkpoints(self.run.checkpoints_path)):
+        sound = newest_sound(self.run.checkpoints_path)
+        if sound is None or sound.step != self.step:
             self.save()
         name = stop.signal_name or "another process"
         return Interrupted(

@@ -33,6 +33,7 @@ from tunewright.forest.model import plain_model
 from tunewright.forest.proof import prove_forest
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.load import eos_ids, load_tokenizer
+from tunewright.models.recompute import recompute_layers
 from tunewright.models.resolve import ModelFolder, resolve_model
 from tunewright.runs.checkpoints import Checkpoint, newest_sound
 from tunewright.runs.folder import RunFolder, State
@@ -66,6 +67,7 @@ def make_ready(config: RunConfig, base: Path) -> Ready:
     settled.output = str(output)
     settled.model.dtype = "bfloat16" if plan.dtype == "bfloat16" else "float32"
     settled.train.forest_tokens = plan.forest_tokens
+    settled.train.recompute = plan.recompute
     return Ready(settled, model, tokenizer, prepared, plan)
 
 
@@ -150,6 +152,9 @@ def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Check
             run.write_status("running", done, ready.plan.steps)
         dtype, _ = choose_dtype(ready.config.model.dtype)
         model = load_for_training(ready.model.path, ready.config, dtype, checkpoint.path if checkpoint else None)
+        # The run says it, unless it was begun by a version that did not know of it.
+        said = ready.config.train.recompute
+        recompute_layers(plain_model(model), ready.plan.recompute if said == "auto" else said)
         prove_forest(plain_model(model))
         training = _assemble(run, ready, processes, model, dtype, board, watcher)
         if checkpoint is not None:

@@ -38,6 +38,11 @@ def weights_dtype(tuning: str, compute: torch.dtype) -> torch.dtype:
     return compute if tuning == "lora" else torch.float32
 
 
+def training_device() -> torch.device:
+    """Where models are trained here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def require_forest(folder: Path) -> PreTrainedConfig:
     """The config of a model that can be trained on forests, as far as that shows before it is built.
 
@@ -65,8 +70,7 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     source = weights / "model" if weights is not None and tuning == "full" else folder
     model = load_model(source, weights_dtype(tuning, compute), FOREST_ATTENTION)
     fuse_blocks(model)
-    if torch.cuda.is_available():
-        nn.Module.cuda(model)
+    nn.Module.to(model, training_device())
     if tuning == "full":
         model.requires_grad_(True)
         # Answers are sampled as the run says. The makers' own flags may not even be valid together (a temperature

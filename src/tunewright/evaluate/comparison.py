@@ -71,7 +71,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _settings(run: RunFolder) -> dict[str, Any]:
     """All config keys that bear on the result, and the data's hash: the same path may have held other rows."""
     config = flatten(run.config.model_dump(mode="json", exclude={"output", "schema_version"}))
-    del config["train.forest_tokens"]  # how it is computed, which never changes what
+    del config["train.forest_tokens"], config["train.recompute"]  # how it is computed, which never changes what
     return {**config, "data sha256": run.provenance["data_sha256"][:12]}
 
 

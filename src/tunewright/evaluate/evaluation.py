@@ -122,4 +122,4 @@ def held_out_loss(
         supervised = sequence.input_ids[1:][sequence.weights[1:] > 0].tolist()
         plain = [token for token in supervised if token not in special]
         text_bytes += len(str(tokenizer.decode(plain, clean_up_tokenization_spaces=False)).encode())
-    return evaluate_loss(scores.nll, scores.targets, scores.correct, material.stop_ids, text_bytes)
+    return evaluate_loss(scores, material.stop_ids, text_bytes)

@@ -7,10 +7,14 @@ without their stop token. Every number's exact definition stands at its function
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunewright.data.loops import loop_period
+
+if TYPE_CHECKING:
+    from tunewright.forest.score import Scores
 
 Tokens = Sequence[int]
 
@@ -21,8 +25,9 @@ DISTINCT_BUDGET = 256  # tokens that distinct-n looks at, the same for every mod
 class LossMetrics:
     """Teacher-forced numbers over one set of held-out sequences.
 
-    `validation_loss` in nats per supervised token; `bits_per_byte` over the bytes of the answers' text;
-    `stop_probability_median` and `stop_argmax_share` at the positions whose right next token ends an answer.
+    `validation_loss` in nats per supervised token, each by its weight as in training; `bits_per_byte` over the bytes of
+    the answers' text, whatever the weights; `stop_probability_median` and `stop_argmax_share` at the positions whose
+    right next token ends an answer.
     The last three are None where nothing was there to measure.
     """
 
@@ -51,32 +56,24 @@ class ReplyMetrics:
     reply_tokens: dict[str, float]
 
 
-def evaluate_loss(
-    nll: np.ndarray,
-    targets: np.ndarray,
-    correct: np.ndarray,
-    stop_ids: Collection[int],
-    text_bytes: int | None = None,
-) -> LossMetrics:
-    """Loss, perplexity, bits per byte and stop probability of scored tokens.
+def evaluate_loss(scores: "Scores", stop_ids: Collection[int], text_bytes: int | None = None) -> LossMetrics:
+    """Loss, perplexity, bits per byte and stop probability of the scored tokens of a whole set.
 
-    All arrays hold one entry per supervised token of the whole set, in any order: `nll` float64 [n] in nats,
-    `targets` int [n] the right next token, `correct` bool [n] whether the model ranked it first. `text_bytes` are
-    the UTF-8 bytes of the supervised text without special tokens; the stop tokens' nll is left out of bits per
-    byte for the same reason. Raises ValueError when there is no token.
+    `text_bytes` are the UTF-8 bytes of the supervised text without special tokens; the stop tokens' nll is left out of
+    bits per byte for the same reason. Raises ValueError when there is no token.
     """
+    nll = scores.nll
     if len(nll) == 0:
         raise ValueError("no supervised token to evaluate")
-    nll = np.asarray(nll, dtype=np.float64)
-    ends = np.isin(targets, np.fromiter(stop_ids, dtype=np.int64))
-    loss = float(nll.sum() / len(nll))
+    ends = np.isin(scores.targets, np.fromiter(stop_ids, dtype=np.int64))
+    loss = scores.mean
     return LossMetrics(
         validation_loss=loss,
         perplexity=perplexity(loss),
         supervised_tokens=len(nll),
         bits_per_byte=bits_per_byte(float(nll[~ends].sum()), text_bytes) if text_bytes else None,
         stop_probability_median=float(np.median(np.exp(-nll[ends]))) if ends.any() else None,
-        stop_argmax_share=float(np.mean(np.asarray(correct, dtype=bool)[ends])) if ends.any() else None,
+        stop_argmax_share=float(np.mean(scores.correct[ends])) if ends.any() else None,
     )
 
 
@@ -107,7 +104,7 @@ def evaluate_replies(replies: Sequence[Tokens], stopped: Sequence[bool]) -> Repl
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean nll per token; infinite where that overflows."""
+    """exp of the mean nll per token, weighted as in training; infinite where that overflows."""
     try:
         return math.exp(loss)
     except OverflowError:

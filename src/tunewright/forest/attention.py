@@ -1,10 +1,11 @@
 """Attention over a forest, registered with transformers so that one implementation serves every architecture.
 
 A model loaded with `attn_implementation=FOREST_ATTENTION` calls `forest_attention` in every layer; the
-`ForestLayout` it needs arrives as the keyword `forest` of the model's forward. Two backends give the same answer:
+`ForestLayout` it needs arrives as the keyword `forest` of the model's forward. Three backends give the same answer:
 
 - `reference`: dense mask over all rows; any device; the oracle of the tests.
 - `cpu`: blocks of query rows gathered into length buckets against their ancestors' keys (`bucketed.py`).
+- `flex`: compiled FlexAttention with a block mask; CUDA (`flex.py`).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tunewright.forest.bucketed import bucketed_attention
+from tunewright.forest.flex import flexible_attention
 from tunewright.forest.layout import ForestLayout
 
 FOREST_ATTENTION = "tunewright_forest"
@@ -70,13 +72,18 @@ def forest_attention(
     forest.windows.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with _own_precision(query.device.type):
-        if forest.backend == "reference" or softcap is not None or s_aux is not None:
+        special = softcap is not None or s_aux is not None
+        if forest.backend == "reference" or (forest.backend == "cpu" and special):
             out = reference_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, s_aux)
         else:
             # Under autocast rotary embeddings have widened queries and keys, but not values.
             dtype = min((query.dtype, key.dtype, value.dtype), key=lambda each: each.itemsize)
             queries, keys, values = (tensor[0].to(dtype) for tensor in (query, key, value))
-            out = bucketed_attention(queries, keys, values, forest.buckets(sliding_window, dtype), scale)
+            if forest.backend == "flex":
+                mask = forest.block_mask(sliding_window)
+                out = flexible_attention(queries, keys, values, mask, scale, softcap, s_aux)
+            else:
+                out = bucketed_attention(queries, keys, values, forest.buckets(sliding_window, dtype), scale)
     return out[None], None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -32,11 +33,15 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Loss edges by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64), `weight` is float64."""
+    """Loss edges by row: edge e reads loss row `row[e]` and predicts `target[e]` (int64), `weight` is float64.
+
+    Those of loss row r are `begin[r]` to `begin[r + 1]`; NumPy, so that to cut them waits for no device.
+    """
 
     row: Tensor
     target: Tensor
     weight: Tensor
+    begin: np.ndarray
 
 
 def weighted_nll(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None = None) -> Tensor:
@@ -55,9 +60,9 @@ def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | Non
     """For each edge its nll (float64 [E]) and whether its target is the likeliest token (bool [E])."""
     nll = torch.empty(len(edges.row), dtype=torch.float64, device=hidden.device)
     best = torch.empty(len(edges.row), dtype=torch.bool, device=hidden.device)
-    sweep = _Sweep(hidden, head, edges, chunk_bytes)
+    sweep = Sweep(hidden, head, edges, chunk_bytes)
     for rows, part in sweep.chunks:
-        logits, _ = sweep.logits(hidden[rows])
+        logits, _ = sweep.logits(rows)
         local, target = edges.row[part] - rows.start, edges.target[part]
         _, log_sum = sweep.softmax(logits)
         nll[part] = (log_sum[local] - logits[local, target]).double()
@@ -76,21 +81,12 @@ class _WeightedNLL(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
         grad_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs_bias else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        sweep = _Sweep(hidden, head, edges, chunk_bytes)
+        sweep = Sweep(hidden, head, edges, chunk_bytes)
         for rows, part in sweep.chunks:
-            logits, slope = sweep.logits(hidden[rows])
-            local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
-            grad, log_sum = sweep.softmax(logits)
-            total += (edge_weight * (log_sum[local] - logits[local, target]).double()).sum()
-            if not (needs_hidden or needs_weight or needs_bias):
+            nll, grad = sweep.nll(rows, part, needs_hidden or needs_weight or needs_bias)
+            total += (edges.weight[part] * nll).sum()
+            if grad is None:
                 continue
-            # d/dlogits of Σ w·nll is (Σ w) softmax - Σ w onehot, row by row.
-            row_weight = torch.zeros(len(logits), dtype=wide, device=logits.device)
-            row_weight.index_add_(0, local, edge_weight.to(wide))
-            grad.mul_(row_weight[:, None])
-            grad.index_put_((local, target), -edge_weight.to(wide), accumulate=True)
-            if slope is not None:
-                grad.mul_(slope)
             narrow = sweep.narrow(grad)
             if grad_hidden is not None:
                 torch.mm(narrow, sweep.weight, out=grad_hidden[rows])
@@ -117,7 +113,7 @@ class _WeightedNLL(torch.autograd.Function):
         )
 
 
-class _Sweep:
+class Sweep:
     """The chunks of one pass over the loss rows, and the buffers they share.
 
     Buffers as large as these come from fresh pages each time they are allocated, and touching those
@@ -125,7 +121,7 @@ class _Sweep:
     """
 
     def __init__(self, hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | None) -> None:
-        self.head = head
+        self.hidden, self.head, self.edges = hidden, head, edges
         self.weight = head.weight.to(hidden.dtype)
         self.chunks = _chunks(len(hidden), len(self.weight), edges, chunk_bytes or usual_chunk_bytes(len(self.weight)))
         size = max((rows.stop - rows.start for rows, _ in self.chunks), default=0), len(self.weight)
@@ -134,9 +130,28 @@ class _Sweep:
         self._logits = self._product if wide == hidden.dtype else torch.empty(size, dtype=wide, device=hidden.device)
         self._probabilities = torch.empty(size, dtype=wide, device=hidden.device)
 
-    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    def nll(self, rows: slice, part: slice, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        """Of one chunk the nll of each edge, float64 [e], and if wanted d(Σ weight · nll)/d(matrix product), [r, V].
+
+        The gradient is float32 (float64) and stands in a buffer that the next chunk overwrites.
+        """
+        edges = self.edges
+        logits, slope = self.logits(rows)
+        local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
+        grad, log_sum = self.softmax(logits)
+        nll = (log_sum[local] - logits[local, target]).double()
+        if not differentiate:
+            return nll, None
+        # d/dlogits of Σ w·nll is (Σ w) softmax - Σ w onehot, row by row.
+        row_weight = torch.zeros(len(logits), dtype=grad.dtype, device=grad.device)
+        row_weight.index_add_(0, local, edge_weight.to(grad.dtype))
+        grad.mul_(row_weight[:, None])
+        grad.index_put_((local, target), -edge_weight.to(grad.dtype), accumulate=True)
+        return nll, grad if slope is None else grad.mul_(slope)
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Logits [r, V] in float32 (float64), and their derivative by the matrix product's output where it is not 1."""
-        head = self.head
+        head, hidden = self.head, self.hidden[rows]
         product, logits = self._product[: len(hidden)], self._logits[: len(hidden)]
         torch.mm(hidden, self.weight.T, out=product)
         if logits is not product:
@@ -172,7 +187,7 @@ def _chunks(num_rows: int, vocabulary: int, edges: Edges, chunk_bytes: int) -> l
     """Slices of rows, each with the slice of edges that read them (edges are sorted by row)."""
     size = max(1, chunk_bytes // (4 * vocabulary))
     starts = list(range(0, num_rows, size))
-    bounds = torch.searchsorted(edges.row, torch.tensor([*starts, num_rows], device=edges.row.device)).tolist()
+    bounds = edges.begin[[*starts, num_rows]].tolist()
     return [
         (slice(start, min(start + size, num_rows)), slice(first, last))
         for start, first, last in zip(starts, bounds, bounds[1:], strict=False)

@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from tunewright.forest.build import Forest
+from tunewright.forest.flex import block_list, block_mask, has_flex, padded
 from tunewright.forest.head import Edges
 
-Backend = Literal["reference", "cpu"]
+Backend = Literal["reference", "cpu", "flex"]
 
 # Queries per block at most: long enough for good matrix products, short enough that the causal half
 # of a block that is computed for nothing stays small.
@@ -52,16 +54,24 @@ class Buckets:
         return sum(bucket.bias.numel() for bucket in self.buckets)
 
 
+def best_backend(device: torch.device) -> Backend:
+    """The fastest backend of a device. The dense mask of `reference` is what works everywhere."""
+    if device.type == "cpu":
+        return "cpu"
+    return "flex" if has_flex(device) else "reference"
+
+
 class ForestLayout:
     """`input_ids` and `position_ids` are int64 [1, T]; `loss_rows` [R] are the rows that `edges` read, in order.
 
+    For the `flex` backend the forest is a little longer than the given one, by rows that no loss reads.
     `edge_sequence` (NumPy, int64 [E]) says which sequence each of `edges` belongs to.
     `windows` are the sliding windows that attention asked for so far, call by call. `wanted_rows` are the rows that
     the last layer is asked for, or None for all.
     """
 
     def __init__(self, forest: Forest, device: torch.device | str = "cpu", backend: Backend = "cpu") -> None:
-        self.forest = forest
+        self.forest = forest = padded(forest) if backend == "flex" else forest
         self.backend = backend
         self.device = torch.device(device)
         self.input_ids = self._tensor(forest.input_ids)[None]
@@ -71,16 +81,24 @@ class ForestLayout:
         loss_rows, loss_row = np.unique(forest.edge_row[order], return_inverse=True)
         self.loss_rows = self._tensor(loss_rows)
         self.edges = Edges(
-            self._tensor(loss_row), self._tensor(forest.edge_target[order]), self._tensor(forest.edge_weight[order])
+            self._tensor(loss_row),
+            self._tensor(forest.edge_target[order]),
+            self._tensor(forest.edge_weight[order]),
+            np.searchsorted(loss_row, np.arange(len(loss_rows) + 1)),
         )
         self.edge_sequence = forest.edge_sequence[order]
         self.windows: list[int | None] = []
         self.wanted_rows: Tensor | None = None
         self._masks: dict[int | None, Tensor] = {}
         self._buckets: dict[tuple[int | None, torch.dtype], Buckets] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            # A copy from other memory would wait for all that the GPU was given before.
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def dense_mask(self, window: int | None = None) -> Tensor:
         """Bool [T, T]: row i sees row j. A window keeps the nearest `window` positions, the own one included."""
@@ -93,6 +111,12 @@ class ForestLayout:
             visible = ancestor & (distance >= 0)
             self._masks[window] = visible if window is None else visible & (distance < window)
         return self._masks[window]
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """Which blocks of rows see each other, for the `flex` backend."""
+        if window not in self._block_masks:
+            self._block_masks[window] = block_mask(block_list(self.forest, window), self._tensor)
+        return self._block_masks[window]
 
     def buckets(self, window: int | None, dtype: torch.dtype) -> Buckets:
         """Query blocks grouped by similar shape, for queries of type `dtype`."""

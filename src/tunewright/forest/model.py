@@ -14,7 +14,8 @@ from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, NotOnForest, register_forest_attention
 from tunewright.forest.build import Forest
 from tunewright.forest.head import Head, weighted_nll
-from tunewright.forest.layout import Backend, ForestLayout
+from tunewright.forest.layout import Backend, ForestLayout, best_backend
+from tunewright.forest.log_probs import sequence_log_probs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,8 +31,7 @@ class ForestModel:
     def __init__(self, model: "PreTrainedModel | PeftModel", backend: Backend | None = None) -> None:
         self.model = plain_model(model)
         self.device = self.model.device
-        # Index gathers and batched products pay off on a CPU; elsewhere the dense mask is what works everywhere.
-        self.backend: Backend = backend or ("cpu" if self.device.type == "cpu" else "reference")
+        self.backend: Backend = backend or best_backend(self.device)
         self.decoder: nn.Module = self.model.get_decoder()
         config: PreTrainedConfig = self.model.config.get_text_config()
         settings = config.to_dict()
@@ -68,6 +68,7 @@ class ForestModel:
 
     def _decoded(self, layout: ForestLayout) -> Tensor:
         """[T, D], or [R, D] where the last layer gives the wanted rows alone."""
+        layout.windows.clear()  # of an earlier pass, forward or backward
         try:
             output: Any = self.decoder(
                 input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, forest=layout
@@ -88,6 +89,12 @@ class ForestModel:
         """Σ weight · nll over the forest's loss edges, a differentiable scalar."""
         layout = self.layout(forest)
         return weighted_nll(self.loss_hidden(layout), self.head, layout.edges)
+
+    def log_probs(self, layout: ForestLayout, count: int) -> Tensor:
+        """Σ weight · log p of each of the `count` sequences that the forest was built from, float64 [count]."""
+        rows = self.loss_hidden(layout)
+        sequence = torch.from_numpy(layout.edge_sequence).to(self.device)
+        return sequence_log_probs(rows, self.head, layout.edges, sequence, count)
 
 
 def cannot_follow(model_type: str, evidence: str) -> UsageError:

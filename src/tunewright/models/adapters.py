@@ -1,6 +1,7 @@
 """LoRA adapters on a frozen model, in PEFT's format from the start: new ones, and ones from a folder."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def add_lora(model: "PreTrainedModel", lora: LoraConfig, seed: int) -> "PeftMode
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT says int and only ever divides it by the rank
         lora_dropout=lora.dropout,
         target_modules=_targets(model, lora),
+        exclude_modules=_beside_the_language_model(model),
         bias="none",
     )
     settings._register_custom_module(_fused())
@@ -92,14 +94,35 @@ def _fused() -> "dict[type[nn.Module], type[nn.Module]]":
 
 
 def linear_names(model: "PreTrainedModel") -> list[str]:
-    """Short names of the linear layers that adapters may be put on, in model order, without the output layer."""
+    """Short names of the linear layers that adapters may be put on, in model order, without the output layer.
+
+    Of a model that also sees or hears, these are the layers of its language model.
+    """
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in _linear_paths(model, _decoder_path(model))))
+
+
+def _linear_paths(model: "PreTrainedModel", below: str) -> list[str]:
     import torch
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     head = model.get_output_embeddings()
     kinds = (torch.nn.Linear, Conv1D)
     layers = (name for name, layer in model.named_modules() if isinstance(layer, kinds) and layer is not head)
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
+    return [name for name in layers if name.startswith(below)]
+
+
+def _decoder_path(model: "PreTrainedModel") -> str:
+    """Where the language model's layers are, as `model.language_model.`; empty where they are all there is."""
+    decoder = model.get_decoder()
+    return next(f"{name}." if name else "" for name, module in model.named_modules() if module is decoder)
+
+
+def _beside_the_language_model(model: "PreTrainedModel") -> str | None:
+    """A pattern of layers that no text passes through, as those of a vision tower; None where there are none."""
+    path = _decoder_path(model)
+    if len(_linear_paths(model, path)) == len(_linear_paths(model, "")):
+        return None
+    return rf"(?!{re.escape(path)}).*"
 
 
 def _output_names(model: "PreTrainedModel") -> list[str]:

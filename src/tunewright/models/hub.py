@@ -1,8 +1,10 @@
 """Models from Hugging Face: downloaded with progress, resumed after a break, taken from the cache when offline."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 from tunewright.errors import RunError, UsageError
 from tunewright.models.cache import Notify, to_stderr
@@ -14,6 +16,10 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
 _UNWANTED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "*/onnx/*", "*.ot", "*.msgpack"]
 
 
+class Away(Exception):
+    """A hub did not answer; the message says why, as the middle of a sentence."""
+
+
 def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> tuple[Path, str]:
     """(folder in the Hugging Face cache, commit) of model `name`.
 
@@ -21,57 +27,68 @@ def hub_folder(name: str, revision: str | None, notify: Notify = to_stderr) -> t
     reached, a copy in the cache is used with a notice. Raises UsageError for a model that is not there or not open
     to the user, RunError when the network fails and there is no copy.
     """
-    from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, from httpx or httpx2
-
-    where = f"{name}{f' at {revision}' if revision else ''}"
+    from huggingface_hub import constants, snapshot_download
 
     def download(offline: bool) -> tuple[Path, str]:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=offline
-        )
+        with asking_huggingface("model", name, revision, "model"):
+            folder = snapshot_download(
+                name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=offline
+            )
         return Path(folder), Path(folder).name  # snapshots/<commit>
 
-    def cached(reason: str) -> tuple[Path, str]:
+    where = f"{name}{f' at {revision}' if revision else ''}"
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise Away("HF_HUB_OFFLINE is set")
+        return download(offline=False)
+    except Away as fault:
         try:
             found = download(offline=True)
-        except errors.LocalEntryNotFoundError as error:
+        except Away:
             raise RunError(
-                f"{where}: {reason} and there is no complete copy in the cache ({constants.HF_HUB_CACHE}); "
+                f"{where}: {fault} and there is no complete copy in the cache ({constants.HF_HUB_CACHE}); "
                 "go online and try again (files that arrived whole are kept), or give a local folder"
-            ) from error
-        notify(f"{where}: {reason}; using the copy in the cache")
+            ) from fault
+        notify(f"{where}: {fault}; using the copy in the cache")
         return found
 
-    if constants.HF_HUB_OFFLINE:
-        return cached("HF_HUB_OFFLINE is set")
-    try:
-        return download(offline=False)
-    except errors.HFValidationError as error:
-        raise UsageError(f"model: {name!r} is no valid hub id ({error}); the form is owner/name") from error
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        _refuse(name, where, error)
-    except errors.LocalEntryNotFoundError:
-        return cached(f"{constants.ENDPOINT} cannot be reached")
-    except (HTTPError, OSError) as error:
-        return cached(f"the download from {constants.ENDPOINT} failed ({_without_request_id(error)})")
 
-
-def _refuse(name: str, where: str, error: Exception) -> NoReturn:
+@contextmanager
+def asking_huggingface(what: Literal["model", "data set"], name: str, revision: str | None, key: str) -> Iterator[None]:
+    """What Hugging Face refuses is a UsageError that names the config's `key`, what keeps it from answering is Away."""
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{name}"
-    if isinstance(error, errors.GatedRepoError):
-        reason = f"the model is gated; accept its terms on {page}, then run `hf auth login` or set HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = f"there is no such branch, tag or commit; see {page}/tree/main, or leave model.revision out"
-    else:
-        reason = (
-            f"not found on {constants.ENDPOINT}, and no such local folder; check the spelling "
-            "(a private model needs `hf auth login` or HF_TOKEN)"
-        )
-    raise UsageError(f"model: {where}: {reason}") from error
+    # hub versions stand on different HTTP libraries (httpx, httpx2) and import this name from theirs
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    where = f"{key}: {name}{f' at {revision}' if revision else ''}"
+    page = f"{constants.ENDPOINT}/{'datasets/' if what == 'data set' else ''}{name}"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UsageError(f"{key}: {name!r} is no valid hub id ({error}); the form is owner/name") from error
+    except errors.GatedRepoError as error:
+        raise UsageError(
+            f"{where}: the {what} is gated; accept its terms on {page}, then run `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UsageError(
+            f"{where}: there is no such branch, tag or commit; see {page}/tree/main, or leave {key}.revision out"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        nor_here = ", and no such local folder" if what == "model" else ""
+        raise UsageError(
+            f"{where}: not found on {constants.ENDPOINT}{nor_here}; check the spelling "
+            f"(a private {what} needs `hf auth login` or HF_TOKEN)"
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise Away("HF_HUB_OFFLINE is set") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise Away(f"{constants.ENDPOINT} cannot be reached") from error
+    except (HTTPError, OSError, errors.EntryNotFoundError) as error:
+        raise Away(f"the download from {constants.ENDPOINT} failed ({what_hub_said(error)})") from error
 
 
-def _without_request_id(error: Exception) -> str:
+def what_hub_said(error: Exception) -> str:
+    """The first line of a hub library's error, without the number that its server gave the request."""
     return re.sub(r"\s*\(Request ID:.*?\)", "", first_line(error))

@@ -50,13 +50,14 @@ class Copies:
             self._signed = signed.stop
 
     def result(self) -> list[Found]:
+        """To be asked for once: the signatures are moved about, since two copies of them would be too many."""
         contents, trained = self._contents[: self._count], self._rows.trained
         first = np.zeros(self._count, bool)
         first[np.unique(contents, return_index=True)[1]] = True
         numbers = self._numbers[: self._signed]
         compared = np.flatnonzero(self._worded[: self._signed] & first[numbers])
         once = numbers[compared]
-        like, alike = nearest_earlier(self._signatures[compared], int(np.searchsorted(once, trained)))
+        like, alike = nearest_earlier(_moved_up(self._signatures, compared), int(np.searchsorted(once, trained)))
         near = [
             (int(number), int(once[other]), float(similarity))
             for number, other, similarity in zip(once, like, alike, strict=True)
@@ -206,6 +207,14 @@ def _worded(texts: Characters) -> _Words:
     return _Words(texts.codes[kept], texts.owner[kept])
 
 
+def _moved_up(rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The rows with these ascending numbers, moved to the front in their own memory."""
+    for begin in range(0, len(kept), _AT_ONCE):
+        some = kept[begin : begin + _AT_ONCE]
+        rows[begin : begin + len(some)] = rows[some]
+    return rows[: len(kept)]
+
+
 def nearest_earlier(signatures: np.ndarray, trained: int) -> tuple[np.ndarray, np.ndarray]:
     """For each row the most similar of the earlier ones it was compared with, int64, -1 for none at least `ALIKE`, and
     their similarity, float32. Rows from `trained` on are compared with rows before it only.
@@ -215,16 +224,16 @@ def nearest_earlier(signatures: np.ndarray, trained: int) -> tuple[np.ndarray, n
     """
     count = len(signatures)
     like, alike = np.full(count, -1, np.int64), np.zeros(count, np.float32)
-    positions = np.arange(count)
+    positions = np.arange(count, dtype=np.int32)  # of at most a million rows: half the memory of all that follows
     for band in range(_BANDS):
         width = _VALUES // _BANDS
         keys = np.ascontiguousarray(signatures[:, band * width : (band + 1) * width]).view(np.uint32).reshape(-1)
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable").astype(np.int32)
         begins = np.ones(count, bool)
-        begins[1:] = keys[order[1:]] != keys[order[:-1]]
-        group = np.maximum.accumulate(np.where(begins, positions, 0))
+        begins[1:] = np.diff(keys[order]) != 0
+        group = np.maximum.accumulate(np.where(begins, positions, np.int32(0)))
         before = np.maximum(positions - 1, group)
-        last_trained = np.maximum(np.maximum.accumulate(np.where(order < trained, positions, -1)), group)
+        last_trained = np.maximum(np.maximum.accumulate(np.where(order < trained, positions, np.int32(-1))), group)
         for other in (group, before, last_trained):
             mine, theirs = order, order[other]
             meet = (theirs < mine) & ((mine < trained) | (theirs < trained))
