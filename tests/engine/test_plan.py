@@ -382,5 +382,5 @@ def test_what_has_no_faster_form_is_named(case: Case, tmp_path: Path) -> None:
     tiny_tokenizer("chatml").save_pretrained(tmp_path)
     tiny_config("gpt2").save_pretrained(tmp_path)
     plan = Case(tmp_path, case.data).plan(case.config())
-    assert plan.plain_parts == ["norms", "feed-forward layers"]
-    assert "norms and feed-forward layers have no faster form in this architecture" in plan.lines()[-1]
+    assert plan.plain_parts == ["norms", "feed-forward layers", "attention layers", "the last layer"]
+    assert "run as they are: norms, feed-forward layers, attention layers, the last layer" in plan.lines()[-1]

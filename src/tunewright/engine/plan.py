@@ -110,7 +110,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         shared = self.tokens_per_step / self.distinct_tokens_per_step
-        plain = f"{' and '.join(self.plain_parts)} have no faster form in this architecture and run as they are"
+        plain = f"no faster form in this architecture, run as they are: {', '.join(self.plain_parts)}"
         return [
             f"{_count(self.parameters)} parameters, {_count(self.trainable_parameters)} trained, "
             f"on {self.device} in {self.dtype} ({self.dtype_reason})",

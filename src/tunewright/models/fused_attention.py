@@ -40,6 +40,12 @@ class FusedAttention(nn.Module):
     head_dim: int
     scaling: float
     attention_dropout: float
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module  # both norms only in Qwen3's
+    k_norm: nn.Module
 
     def __init__(self, plain: nn.Module, kind: type[nn.Module]) -> None:
         super().__init__()

@@ -40,6 +40,11 @@ def fuse_last_layer(decoder: nn.Module) -> int:
 class FusedLastLayer(GradientCheckpointingLayer):
     """A decoder layer with all that `plain` has; on a forest that says so it gives [1, R, D] for its wanted rows."""
 
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         vars(self).update(vars(plain))
