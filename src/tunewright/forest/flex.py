@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from tunewright.forest.build import Forest
 
 BLOCK = 128  # FlexAttention's own size of a block; its kernels are fastest on lengths that are multiples of it
+NARROWEST = 16  # and heads are at least so wide
 
 Moved = Callable[[np.ndarray], Tensor]
 Modify = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -127,14 +128,15 @@ def flexible_attention(
 ) -> Tensor:
     """query [H, T, d], key and value [Hkv, T, d] → [T, H, d]; `softcap` bounds the scores, `sinks` [H] take a share."""
 
-    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    modify = None if softcap is None else capped
-    out, log_sum = _attend(query[None], key[None], value[None], modify, mask, scale, sinks is not None)
+    modify = None if softcap is None else _capped(softcap)
+    width = value.shape[-1]
+    inputs = [rows[None] for rows in (query, key, value)]
+    if width < NARROWEST:
+        inputs = [nn.functional.pad(rows, (0, NARROWEST - width)) for rows in inputs]
+    out, log_sum = _attend(*inputs, modify, mask, scale, sinks is not None)
     if sinks is not None:
         out = out * torch.sigmoid(log_sum - sinks.to(log_sum.dtype)[:, None])[..., None].to(out.dtype)
-    return out[0].transpose(0, 1)
+    return out[0, ..., :width].transpose(0, 1)
 
 
 def _attend(
@@ -149,6 +151,13 @@ def _attend(
     options = {"OUTPUT_LOGSUMEXP": True, "OUTPUT_MAX": False}
     out, in_bits, _ = operator(query, key, value, modify or _unchanged, mask.as_tuple(), scale, options, (), ())
     return out, in_bits * math.log(2)
+
+
+def _capped(limit: float) -> Modify:
+    def modify(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return limit * torch.tanh(score / limit)
+
+    return modify
 
 
 def _unchanged(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
