@@ -133,7 +133,7 @@ def test_what_a_form_cannot_hold_is_refused_and_nothing_is_written(
     with pytest.raises(UsageError, match=r"^rows.jsonl:2: prompt-completion would need text in the column prompt of "):
         convert_rows(SourceConfig(path="rows.jsonl"), Path("out.jsonl"), "prompt-completion")
     (folder / "rows.jsonl").write_text(ALPACA + '{"instruction": "x", "output": ""}\n', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"^rows.jsonl:3: no answer; nothing is written$"):
+    with pytest.raises(UsageError, match=r"^rows.jsonl:3: no answer; mend or remove that row: nothing is written$"):
         convert_rows(SourceConfig(path="rows.jsonl"), Path("out.jsonl"), "openai")
     assert not [path for path in folder.iterdir() if "out" in path.name]
     assert run("rows.jsonl", "out.jsonl", "--to", "openia") == 2

@@ -72,7 +72,11 @@ def convert_rows(
                 continue
             for row, place in zip(item.rows, item.places, strict=True):
                 try:
-                    written = write_row(read_example(row, item.layout, None, place), wanted)
+                    example = read_example(row, item.layout, None, place)
+                except BadRow as bad:
+                    raise UsageError(f"{place}: {bad}; mend or remove that row: nothing is written") from None
+                try:
+                    written = write_row(example, wanted)
                 except BadRow as bad:
                     raise UsageError(f"{place}: {bad}; nothing is written") from None
                 for name, value in written.items():
