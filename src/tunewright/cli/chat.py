@@ -41,11 +41,13 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a run or a model in the terminal."""
-    from tunewright.chat.partner import open_partner
-    from tunewright.chat.session import Session
+    from tunewright.cli.imports import heavy_imports
 
     if base and not _is_tuned_here(Path(target).expanduser()):
         raise UsageError(f"--base: {target} is no run, so there is no base to compare with")
+    with heavy_imports():
+        from tunewright.chat.partner import open_partner
+        from tunewright.chat.session import Session
     partner = open_partner(target, checkpoint)
     settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     given = {key: value for key, value in settings.items() if value is not None}

@@ -31,11 +31,10 @@ def train(
     output: Annotated[str | None, typer.Option("--output", help="Run folder to make.")] = None,
 ) -> None:
     """Fine-tune a model on your data."""
+    from tunewright.cli.imports import heavy_imports
     from tunewright.cli.progress import Progress
     from tunewright.config.load import non_defaults, read_config
     from tunewright.config.overrides import as_override, split_arguments
-    from tunewright.engine.processes import Processes
-    from tunewright.engine.start import make_ready, start
     from tunewright.errors import UsageError
 
     path, overrides = split_arguments(words or [])
@@ -46,6 +45,9 @@ def train(
         )
     flags = {"model": model, "data.train": data, "output": output}
     read = read_config(path, [*(as_override(key, value) for key, value in flags.items() if value), *overrides])
+    with heavy_imports():  # after the config: its mistakes are told at once
+        from tunewright.engine.processes import Processes
+        from tunewright.engine.start import make_ready, start
     with Progress(shown=Processes().is_main) as progress:
         for setting in non_defaults(read):
             progress.say(f"  {setting}")

@@ -22,6 +22,7 @@ from tunewright.data.examples import Encoded, EncodedSet
 from tunewright.data.sampler import Sampler
 from tunewright.engine.activations import StepMemory, step_memory
 from tunewright.engine.memory import available_memory
+from tunewright.engine.remembered import remembered
 from tunewright.engine.tunings import Tuned, require_forest, trainable, weights_dtype
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
@@ -155,7 +156,9 @@ def plan_training(config: RunConfig, folder: Path, prepared: Prepared) -> Plan:
     head = _head_bytes(model, autocast)
     flops = _step_flops(model, float(np.mean(distinct)), float(np.mean([_loss_rows(step) for step in steps])))
     context: int = plain_model(model).config.get_text_config().max_position_embeddings
-    memory = step_memory(model, build_forest(largest), autocast)  # the last use of `model`
+    forest = build_forest(largest)
+    facts = [(folder / "config.json").read_text(), config.method.tuning, config.lora.model_dump(), str(dtype)]
+    memory = remembered(facts, forest, lambda: step_memory(model, forest, autocast))  # the last use of `model`
     need = _Need(PROCESS_BYTES + weights + state, head, memory, most)
     available = available_bytes()
     longest = int(lengths.max())
