@@ -46,7 +46,7 @@ def really(model: Tuned, recomputed: int, autocast: bool) -> StepMemory:
     with _Ledger() as ledger:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             layout = forest_model.layout(FOREST)
-            rows = forest_model.hidden(layout)[layout.loss_rows]
+            rows = forest_model.loss_hidden(layout)
         (forward,) = ledger.take()
         rows.backward(torch.empty_like(rows))
         (backward,) = ledger.take()
@@ -76,6 +76,6 @@ def test_each_layer_saves_its_share() -> None:
     counted = DecoderMemory(made("meta", "llama", 12, "lora"), FOREST, None)
     kept = [counted.recomputing(recomputed).kept for recomputed in range(13)]
     shares = [more - less for more, less in itertools.pairwise(kept)]
-    # The first layer keeps less, since its input needs no gradient.
-    assert max(shares[1:]) == pytest.approx(min(shares[1:]), rel=0.05)
+    # The first layer keeps less, since its input needs no gradient, and the last has few rows behind its attention.
+    assert max(shares[1:-1]) == pytest.approx(min(shares[1:-1]), rel=0.05)
     assert kept[12] < 0.2 * kept[0]

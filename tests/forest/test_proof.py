@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest
 from tunewright.forest.model import ForestModel
-from tunewright.forest.proof import prove_forest
+from tunewright.forest.proof import _plain_nll, prove_forest
 from tunewright.models.adapters import add_lora
 
 FAMILIES = [
@@ -44,6 +45,17 @@ def test_a_model_under_adapters_passes() -> None:
     plain = tiny_model("llama", torch.float32, FOREST_ATTENTION)
     tuned = add_lora(plain, LoraConfig(), seed=1)
     prove_forest(tuned.get_base_model())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_do_not_depend_on_the_sequences_beside(family: str) -> None:
+    """All plain losses come from one padded pass; eager attention rounds its scores to float32."""
+    model = tiny_model(family, torch.float64, FOREST_ATTENTION)
+    sequences = [one for one in random_sequences(3) if len(one) > 1]
+    assert len({len(one) for one in sequences}) > 2
+    together = _plain_nll(model, sequences)
+    apart = np.concatenate([_plain_nll(model, [one]) for one in sequences])
+    np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5)
 
 
 class Causal(torch.nn.Module):

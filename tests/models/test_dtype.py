@@ -5,7 +5,7 @@ import torch
 
 from tunewright.errors import UsageError
 from tunewright.models import dtype
-from tunewright.models.dtype import choose_dtype, cpu_bfloat16
+from tunewright.models.dtype import choose_dtype, cpu_bfloat16, dtype_of
 
 
 def on_cpu(monkeypatch: pytest.MonkeyPatch, instructions: str, ratio: float) -> None:
@@ -32,6 +32,14 @@ def test_choice_and_reason(
     chosen, reason = choose_dtype(setting)
     assert chosen == expected
     assert words in reason
+
+
+def test_a_type_that_is_settled_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    on_cpu(monkeypatch, "amx_bf16", 5.0)
+    monkeypatch.setattr(dtype, "_speed_ratio", lambda: measured.append(1) or 5.0)
+    assert [dtype_of("bfloat16"), dtype_of("float32"), len(measured)] == [torch.bfloat16, torch.float32, 0]
+    assert [dtype_of("auto"), len(measured)] == [torch.bfloat16, 1]
 
 
 def test_unknown_setting_is_refused() -> None:

@@ -15,7 +15,7 @@ from tunewright.data.template import ChatTemplate
 from tunewright.data.template_source import template_source
 from tunewright.errors import UsageError
 from tunewright.models.adapters import load_adapter
-from tunewright.models.dtype import choose_dtype
+from tunewright.models.dtype import dtype_of
 from tunewright.models.generate import Answer, stream
 from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
 from tunewright.models.resolve import resolve_model
@@ -135,10 +135,9 @@ def _open_run(run: RunFolder, checkpoint: str | None) -> Partner:
     weights, which = weights_folder(run, checkpoint)
     tokenizer = load_tokenizer(run.model_folder)
     template = run_template(run, tokenizer)
-    dtype, _ = choose_dtype(run.config.model.dtype)
     return Partner(
         name=f"{run.path}, {which}",
-        model=on_device(load_tuned(run, weights, dtype)),
+        model=on_device(load_tuned(run, weights, dtype_of(run.config.model.dtype))),
         tokenizer=tokenizer,
         template=template,
         stop_ids=run.stop_ids,
@@ -153,10 +152,9 @@ def _open_model(target: str) -> Partner:
     tokenizer = load_tokenizer(folder.path)
     source = template_source(tokenizer, "auto", Path.cwd(), target)
     template = ChatTemplate(tokenizer, source, eos_ids(folder.path, tokenizer))
-    dtype, _ = choose_dtype("auto")
     return Partner(
         name=folder.name,
-        model=on_device(load_model(folder.path, dtype)),
+        model=on_device(load_model(folder.path, dtype_of("auto"))),
         tokenizer=tokenizer,
         template=template,
         stop_ids=template.stop_ids,

@@ -45,13 +45,15 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a run or a model in the terminal."""
-    from tunewright.chat.partner import open_partner
-    from tunewright.chat.session import Session
     from tunewright.chat.tools import read_tools
+    from tunewright.cli.imports import heavy_imports
 
     if base and not _is_tuned_here(Path(target).expanduser()):
         raise UsageError(f"--base: {target} is no run, so there is no base to compare with")
     known = None if tools is None else read_tools(tools)
+    with heavy_imports():
+        from tunewright.chat.partner import open_partner
+        from tunewright.chat.session import Session
     partner = open_partner(target, checkpoint)
     if known is not None and not partner.template.shows_tools:
         raise UsageError(f"--tools: the chat template of {target} does not show tools to the model; leave them out")

@@ -63,18 +63,20 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove data, template and stop token, and plan memory and time; trains nothing."""
+    from tunewright.cli.imports import heavy_imports
     from tunewright.config.paths import shown
     from tunewright.data.check import gather_facts
     from tunewright.data.encode import prepare
     from tunewright.data.explain import explain_rows
     from tunewright.data.findings.markers import look_at_markers
     from tunewright.data.page import write_page
-    from tunewright.engine.plan import plan_training
     from tunewright.models.load import eos_ids, load_tokenizer
     from tunewright.models.resolve import resolve_model
 
     run = read_given("check", words or [], model, data).config
     folder = resolve_model(run.model, Path.cwd())
+    with heavy_imports():
+        from tunewright.engine.plan import plan_training
     tokenizer = load_tokenizer(folder.path)
     stated = eos_ids(folder.path, tokenizer)
     rows = explain_rows(run, tokenizer, stated, Path.cwd(), row or [])

@@ -31,10 +31,10 @@ def demo(
     ] = None,
 ) -> None:
     """Fine-tune the built-in model on a persona, and compare before and after."""
+    from tunewright.cli.imports import heavy_imports
     from tunewright.cli.progress import Progress
     from tunewright.cli.train import show_commands, show_ready
     from tunewright.config.load import load_config
-    from tunewright.engine.start import make_ready, start
     from tunewright.runs.output import free_folder
 
     began = time.monotonic()
@@ -42,6 +42,8 @@ def demo(
     config.output = output or str(free_folder(Path("runs/demo")))
     # The two columns below are this run's report.
     config.evaluate.at_end = False
+    with heavy_imports():
+        from tunewright.engine.start import make_ready, start
     with Progress() as progress:
         progress.say(f"demo: {RECIPE}; the same as: tunewright train {RECIPE}")
         ready = make_ready(config, Path.cwd())

@@ -78,7 +78,7 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None
         require_same_data,
         run_facts,
     )
-    from tunewright.models.dtype import choose_dtype
+    from tunewright.models.dtype import dtype_of
     from tunewright.models.load import load_tokenizer, on_device
 
     weights, which = weights_folder(run, checkpoint)
@@ -90,7 +90,7 @@ def _evaluate_run(run: "RunFolder", overrides: list[str], checkpoint: str | None
     if data is None:
         require_same_data(run, prepared.loaded.sha256)
     _say(f"{run.path}: {which}")
-    model = on_device(load_tuned(run, weights, choose_dtype(config.model.dtype)[0]))
+    model = on_device(load_tuned(run, weights, dtype_of(config.model.dtype)))
     if data is None and weights == run.path:
         return evaluate_run(run, model, tokenizer, prepared, config=config, say=_say)
     material = _material(config, tokenizer, prepared, all_of_it=data is not None)
@@ -104,7 +104,7 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     from tunewright.data.encode import prepare
     from tunewright.evaluate.evaluation import evaluate_model
     from tunewright.evaluate.report import summary_line
-    from tunewright.models.dtype import choose_dtype
+    from tunewright.models.dtype import dtype_of
     from tunewright.models.load import eos_ids, load_model, load_tokenizer, on_device
     from tunewright.models.resolve import resolve_model
 
@@ -116,7 +116,7 @@ def _evaluate_plain(name: str, overrides: list[str], data: Path) -> "Report":
     folder = resolve_model(config.model, Path.cwd())
     tokenizer = load_tokenizer(folder.path)
     prepared = prepare(config, tokenizer, eos_ids(folder.path, tokenizer), Path.cwd())
-    model = on_device(load_model(folder.path, choose_dtype(config.model.dtype)[0]))
+    model = on_device(load_model(folder.path, dtype_of(config.model.dtype)))
     material = _material(config, tokenizer, prepared, all_of_it=True)
     numbers = evaluate_model(model, tokenizer, material).as_json()
     return {"base": numbers, "summary": summary_line(numbers), "warnings": []}

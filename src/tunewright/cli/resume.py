@@ -13,12 +13,15 @@ import typer
 
 def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="The run folder.")]) -> None:
     """Go on with an interrupted run."""
+    from tunewright.cli.imports import heavy_imports
     from tunewright.cli.progress import Progress
     from tunewright.cli.train import show_end
-    from tunewright.engine.processes import Processes
-    from tunewright.engine.start import resume as resume_run
     from tunewright.runs.folder import RunFolder
 
+    opened = RunFolder.open(Path(folder))
+    with heavy_imports():
+        from tunewright.engine.processes import Processes
+        from tunewright.engine.start import resume as resume_run
     with Progress(shown=Processes().is_main) as progress:
-        run = resume_run(RunFolder.open(Path(folder)), progress)
+        run = resume_run(opened, progress)
         show_end(run, progress)

@@ -33,12 +33,14 @@ def train(
     output: Annotated[str | None, typer.Option("--output", help="Run folder to make.")] = None,
 ) -> None:
     """Fine-tune a model on your data."""
+    from tunewright.cli.imports import heavy_imports
     from tunewright.cli.progress import Progress
     from tunewright.config.load import non_defaults
-    from tunewright.engine.processes import Processes
-    from tunewright.engine.start import make_ready, start
 
     read = read_given("train", words or [], model, data, {"output": output})
+    with heavy_imports():  # after the config: its mistakes are told at once
+        from tunewright.engine.processes import Processes
+        from tunewright.engine.start import make_ready, start
     with Progress(shown=Processes().is_main) as progress:
         for setting in non_defaults(read):
             progress.say(f"  {setting}")

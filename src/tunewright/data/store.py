@@ -236,7 +236,7 @@ def write_aside(path: Path, content: bytes) -> None:
 
 def _write(folder: Path, chunks: Iterable[SourceAccount | Chunk], job: Job, notify: Notify) -> None:
     """Write a new store into an empty folder."""
-    _forget_old(folder.parent)
+    forget_old(folder.parent)
     account = Account()
     with _Writer(folder, account) as writer:
         for pack in _telling(pack_all(_registered(chunks, account), job), notify):
@@ -347,8 +347,8 @@ def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
-def _forget_old(root: Path) -> None:
-    """Delete stores that nobody opened for long, and what interrupted builds left behind."""
+def forget_old(root: Path) -> None:
+    """Delete what nobody opened for long in a folder of the cache, and what interrupted builds left behind."""
     oldest = time.time() - KEPT_DAYS * 86400
     for path in root.iterdir():
         with suppress(OSError):  # another process may delete it at the same time

@@ -6,9 +6,10 @@ others do, so two passes, with no layer and with every layer computed again in t
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tunewright.engine.remembered import remembered
 from tunewright.engine.tunings import Tuned, trainable
 from tunewright.forest.build import Forest
 from tunewright.forest.layout import Backend
 from tunewright.forest.model import ForestModel, plain_model
+from tunewright.models.fused_last import FusedLastLayer
 from tunewright.models.recompute import recompute_layers, switchable_layers
 
 # Of a deep model of equal layers so many are walked through: the first two and the last as they are, and the rest like
@@ -44,12 +47,21 @@ class DecoderMemory:
     """What one pass of `forest` through the decoder of `model` holds where `backend` attends, by how many layers are
     computed again.
 
+    `facts` (JSON) are what decides of the model; with them an answer is looked up where it was counted before.
     `model` lies on the meta device and is of no use afterwards: it may have lost layers, and its parameters only
     pretend to be on a CPU. Raises UsageError, from the first question, for a model that cannot follow a forest.
     """
 
-    def __init__(self, model: Tuned, forest: Forest, autocast: torch.dtype | None, backend: Backend = "cpu") -> None:
+    def __init__(
+        self,
+        model: Tuned,
+        forest: Forest,
+        autocast: torch.dtype | None,
+        backend: Backend = "cpu",
+        facts: Sequence[Any] | None = None,
+    ) -> None:
         self._model = model
+        self._facts = None if facts is None else [*facts, backend, str(autocast)]
         self._forest = forest
         self._backend: Backend = backend
         # torch knows the shapes of grouped products, in which experts are computed, for bfloat16 only; float32 holds
@@ -89,12 +101,19 @@ class DecoderMemory:
 
     def _pass(self, again: bool) -> "_Pass":
         if again not in self._passes:
-            recompute_layers(plain_model(self._model), "full" if again else "off")
-            with self._mode:
-                self._passes[again] = self._walk()
+            count = partial(self._walk, again)
+            known = self._facts is not None
+            self._passes[again] = (
+                remembered([self._facts, self.layers, again], self._forest, _Pass, count) if known else count()
+            )
         return self._passes[again]
 
-    def _walk(self) -> "_Pass":
+    def _walk(self, again: bool) -> "_Pass":
+        recompute_layers(plain_model(self._model), "full" if again else "off")
+        with self._mode:
+            return self._counted()
+
+    def _counted(self) -> "_Pass":
         forest_model = ForestModel(self._model, self._backend)
         self._model.train()
         arithmetic = nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
@@ -145,8 +164,11 @@ def _shorten(decoder: nn.Module, layers: dict[str, Any]) -> bool:
     shapes = {tuple(parameter.shape for parameter in layer.parameters()) for layer in layers.values()}
     if len(lists) != 1 or len(shapes) != 1:
         return False
-    every = list(layers.values())
-    decoder.set_submodule(lists.pop(), nn.ModuleList([*every[: WALKED - 1], every[-1]]))
+    every: list[nn.Module] = list(layers.values())
+    walked = every[:WALKED]
+    if isinstance(every[-1], FusedLastLayer):  # the one that is unlike the others
+        walked[-1] = FusedLastLayer(walked[-1])
+    decoder.set_submodule(lists.pop(), nn.ModuleList(walked))
     return True
 
 

@@ -216,11 +216,14 @@ def _count_bytes(config: RunConfig, folder: Path, dtype: torch.dtype, prepared: 
     autocast = dtype if dtype != weights_dtype(config.method.tuning, dtype) else None
     device = training_device()
     process = CUDA_BYTES if device.type == "cuda" else PROCESS_BYTES
+    facts = [(folder / "config.json").read_text(), config.method.tuning, config.lora.model_dump(), str(dtype)]
+    # The last use of `model`.
+    memory = DecoderMemory(model, build_forest(largest), autocast, best_backend(device), facts)
     fit = Fit(
         fixed=process + weights + state,
         head=_head_bytes(model, autocast),
         flops=_flops(model, float(np.mean([_loss_rows(step) for step in steps]))),
-        memory=DecoderMemory(model, build_forest(largest), autocast, best_backend(device)),  # the last use of `model`
+        memory=memory,
         most=distinct_tokens(largest),
         longest=longest,
         budget=budget,

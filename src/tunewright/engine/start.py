@@ -23,7 +23,7 @@ from tunewright.engine.memory import bound_product_caches
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.processes import Processes
 from tunewright.engine.signals import StopRequest, catch_stop_signals
-from tunewright.engine.tunings import Tuned, load_for_training, write_weights
+from tunewright.engine.tunings import Tuned, as_base, load_for_training, write_weights
 from tunewright.engine.watch import Logged, Watcher
 from tunewright.errors import Interrupted, TunewrightError, UsageError
 from tunewright.evaluate.answers import ask, fixed_questions
@@ -31,7 +31,7 @@ from tunewright.evaluate.plots import plot_run
 from tunewright.evaluate.run import evaluate_run
 from tunewright.forest.model import plain_model
 from tunewright.forest.proof import prove_forest
-from tunewright.models.dtype import choose_dtype
+from tunewright.models.dtype import dtype_of
 from tunewright.models.load import eos_ids, load_tokenizer
 from tunewright.models.recompute import recompute_layers
 from tunewright.models.resolve import ModelFolder, resolve_model
@@ -150,7 +150,7 @@ def _train(run: RunFolder, ready: Ready, processes: Processes, checkpoint: Check
     with catch_stop_signals() as stop, _status_kept(run, log), closing(_TensorBoard(run, done)) as board:
         if processes.is_main:
             run.write_status("running", done, ready.plan.steps)
-        dtype, _ = choose_dtype(ready.config.model.dtype)
+        dtype = dtype_of(ready.config.model.dtype)
         model = load_for_training(ready.model.path, ready.config, dtype, checkpoint.path if checkpoint else None)
         # The run says it, unless it was begun by a version that did not know of it.
         said = ready.config.train.recompute
@@ -187,7 +187,9 @@ def _assemble(
     def on_sample(step: int) -> None:
         if not processes.is_main or prepared.template is None or not questions:
             return
-        replies = ask(model, ready.tokenizer, prepared.template, questions, config.samples.max_new_tokens)
+        # Fresh adapters change nothing, and take as long as all the rest of an answer.
+        with nullcontext() if step else as_base(model):
+            replies = ask(model, ready.tokenizer, prepared.template, questions, config.samples.max_new_tokens)
         for question, reply in zip(questions, replies, strict=True):
             run.append_sample({"step": step, "question": question.text, "answer": reply.text, "finish": reply.finish})
             watcher.sample(step, question, reply)

@@ -4,6 +4,7 @@
 and, where bfloat16 is fast, computes in it by autocast, so that small updates are not rounded away.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
 def trainable(model: Tuned) -> list[tuple[str, Tensor]]:
     """Name and parameter of everything that is trained, in a fixed order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def as_base(model: Tuned) -> AbstractContextManager[None]:
+    """Within the block adapters are off; what is trained in full stays as it is."""
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
 def write_weights(model: Tuned, folder: Path) -> None:

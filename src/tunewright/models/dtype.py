@@ -31,6 +31,13 @@ def choose_dtype(setting: str) -> tuple["torch.dtype", str]:
     return (torch.bfloat16, f"bfloat16: {reason}") if fast else (torch.float32, f"float32: {reason}")
 
 
+def dtype_of(setting: str) -> "torch.dtype":
+    """The type that `choose_dtype` chooses, without its reason: measures nothing where the setting says it all."""
+    import torch
+
+    return torch.bfloat16 if setting == "bfloat16" else choose_dtype(setting)[0]
+
+
 def bfloat16_is_fast() -> tuple[bool, str]:
     """Whether bfloat16 pays on the device that a run would use, and why."""
     import torch
