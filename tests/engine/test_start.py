@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils import checkpoint as checkpointing
 
 from tests.runs.test_folder import elsewhere
 from tests.tokenizers import save_tiny, tiny_tokenizer
@@ -17,6 +18,7 @@ from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.watch import Silent
 from tunewright.errors import Interrupted, UsageError
 from tunewright.evaluate.answers import Question
+from tunewright.models import recompute
 from tunewright.models.generate import Answer
 from tunewright.runs.folder import RunFolder
 from tunewright.runs.liveness import SILENT_SECONDS
@@ -265,3 +267,29 @@ def test_every_choice_is_written_down(base: Path, whole: RunFolder) -> None:
     assert whole.config.train.recompute == "off"
     assert whole.config.model.dtype in ("float32", "bfloat16")
     assert whole.config.output == str(whole.path)
+
+
+def test_layers_are_computed_again_before_and_after_a_stop(
+    base: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plan of the first start chose, whatever room there is later; and the end is that of a run without."""
+    again: list[object] = []
+    forward = checkpointing.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        again.append(args)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(recompute, "checkpoint", counted)
+    ready = make_ready(config(base, tmp_path / "run", recompute="full"), base)
+    again.clear()  # of the plan
+    with pytest.raises(Interrupted):
+        start(ready, "a test", Acts("step 2", ask_to_stop))
+    run = RunFolder.open(tmp_path / "run")
+    layers, steps = ready.plan.layers, sum("loss" in record for record in run.metrics())
+    assert run.config.train.recompute == "full"
+    assert len(again) == layers * steps
+    again.clear()
+    run = resume(run, Silent())
+    assert len(again) == layers * (1 + STEPS - steps)  # the plan's own pass, and the steps that were left
+    assert_same_end(run, whole)

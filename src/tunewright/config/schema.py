@@ -250,8 +250,8 @@ class TrainConfig(Section):
     recompute: Literal["auto", "off", "full"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
         description="How many decoder layers, from the first, are computed again in the backward to save memory "
-        "(activation checkpointing): a number, off, full, or auto for what is quickest of all that fits; none where "
-        "all fits. Never changes the result.",
+        "(activation checkpointing): a number, off, full, or auto for the quickest that fits, which is none where all "
+        "fits. Never changes the result.",
     )
 
 
