@@ -37,6 +37,15 @@ def test_forest_size_does_not_change_the_curve(tmp_path: Path, tuning: str, dtyp
         assert parts == pytest.approx(whole, rel=TOLERANCE[dtype])
 
 
+def test_what_was_made_ahead_is_used_for_its_own_step_alone(tmp_path: Path) -> None:
+    config = run_config()
+    fresh = [make_training(tmp_path, config, tiny_tuned(config)).compute_gradients(step) for step in (3, 4, 9)]
+    training = make_training(tmp_path, config, tiny_tuned(config))
+    third, fourth, tenth = fresh
+    assert [training.compute_gradients(step) for step in (3, 4, 3, 9, 4)] == [third, fourth, third, tenth, fourth]
+    assert len({result.loss for result in fresh if result is not None}) == 3
+
+
 def test_the_curve_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     """One sequence at a time through the model's own forward, torch's cross-entropy and its own AdamW."""
     config = run_config("full")

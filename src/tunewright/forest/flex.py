@@ -127,13 +127,11 @@ def flexible_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """query [H, T, d], key and value [Hkv, T, d] → [T, H, d]; `softcap` bounds the scores, `sinks` [H] take a share."""
-
     modify = None if softcap is None else _capped(softcap)
     width = value.shape[-1]
-    inputs = [rows[None] for rows in (query, key, value)]
     if width < NARROWEST:
-        inputs = [nn.functional.pad(rows, (0, NARROWEST - width)) for rows in inputs]
-    out, log_sum = _attend(*inputs, modify, mask, scale, sinks is not None)
+        query, key, value = (nn.functional.pad(rows, (0, NARROWEST - width)) for rows in (query, key, value))
+    out, log_sum = _attend(query[None], key[None], value[None], modify, mask, scale, sinks is not None)
     if sinks is not None:
         out = out * torch.sigmoid(log_sum - sinks.to(log_sum.dtype)[:, None])[..., None].to(out.dtype)
     return out[0, ..., :width].transpose(0, 1)
