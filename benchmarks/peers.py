@@ -185,7 +185,10 @@ PEERS = {
 
 def _arguments(config: dict[str, Any], work: Path) -> dict[str, Any]:
     """Settings that are equal for all peers, by the names of transformers' TrainingArguments."""
+    import torch
+
     return {
+        "use_cpu": not torch.cuda.is_available(),  # without it they refuse bfloat16 where there is no GPU
         "output_dir": str(work / "peer"),
         "per_device_train_batch_size": MICRO_BATCH,
         "gradient_accumulation_steps": config["train"]["batch_size"] // MICRO_BATCH,

@@ -157,6 +157,16 @@ def test_pairs_stay_together_within_the_budget(monkeypatch: pytest.MonkeyPatch) 
     assert len({index // 2 % 4 for index in groups[0]}) < 4, "equal prompts are neighbours"
 
 
+def test_peers_may_compute_in_bfloat16_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import peers
+    from transformers import TrainingArguments
+
+    config = {"train": {"batch_size": 8, "max_steps": 1, "learning_rate": 1e-4}}
+    arguments = TrainingArguments(**peers._arguments(config, tmp_path), bf16=True)
+    assert arguments.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def run_driver(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, str(BENCHMARKS / "sft_vs_trainer.py"), "--objective", "dpo", "--model", "model"]
     return subprocess.run([*program, *options], cwd=folder, capture_output=True, text=True, check=False)
