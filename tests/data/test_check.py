@@ -260,11 +260,12 @@ def test_rows_that_json_cannot_hold_are_shown(folder: Path, capsys: pytest.Captu
         "more": [{"when": [b"", None]}] * 12,
     }
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    rows = [{"q": f"Where is {i}?", "a": "At sea.", "note \ud800": "half \udc00", "big": 1 << 70} for i in range(12)]
+    note = {"half \ud800": "half \udc00"}
+    rows = [{"q": f"Where is {i}?", "a": "At sea.", "note": note, "big": 1 << 70} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, expected in (
         ("rows.parquet", {"photo": "(2 bytes)", "price": "1.50", "more": {"when": ["(0 bytes)", None]}}),
-        ("rows.jsonl", {"note \\ud800": "half \\udc00"}),
+        ("rows.jsonl", {"note": {"half \\ud800": "half \\udc00"}}),
     ):
         code, out, _ = run(folder, capsys, f"data.train={tmp_path / name}", "--row=1", "--json")
         assert code == 0

@@ -90,6 +90,14 @@ def test_keys_of_turns_that_are_not_carried_over_are_named(folder: Path, capsys:
     assert "key conversation[].need_eos_token, once, first x.jsonl:1" in capsys.readouterr().out
 
 
+def test_half_of_a_character_in_a_key_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "user", "content": "q", "\ud800": 1}, {"role": "assistant", "content": "a"}]
+    Path("x.jsonl").write_text(json.dumps({"messages": turns}))
+    assert run("x.jsonl", "y.jsonl", "--to", "alpaca") == 0
+    out = capsys.readouterr().out
+    assert "key messages[].\\ud800, once, first x.jsonl:1" in out
+
+
 def test_rows_of_another_kind_are_refused_in_words_without_stages(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

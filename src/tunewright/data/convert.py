@@ -44,7 +44,9 @@ class Converted:
         """What was not carried over: in words, how often it stands there, and where first."""
         for report in self.reports:
             yield from ((f"column {name}", count, first) for name, (count, first) in report.ignored.items())
-        yield from ((f"key {name}", count, first) for name, (count, first) in self.unread.items())
+        for name, (count, first) in self.unread.items():
+            shown = name.encode(errors="backslashreplace").decode()  # JSON can write half of a character in a key
+            yield f"key {shown}", count, first
 
 
 def convert_rows(
