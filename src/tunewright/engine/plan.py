@@ -370,17 +370,15 @@ def _smaller(config: RunConfig, folder: Path, dtype: torch.dtype, prepared: Prep
     shorten = (
         f"set data.max_length to {most} or less, which is less than {longer:,} of {len(prepared.train):,} examples have"
     )
-    if config.train.recompute != "auto":
-        shorten += ", and train.recompute to auto"
+    too = "" if config.train.recompute == "auto" else ", and train.recompute to auto"
     if most >= 64 and longer <= FEW_CUT * len(prepared.train):
-        return shorten
+        return shorten + too
     if config.method.tuning == "full":
         lora = config.model_copy(deep=True)
         lora.method.tuning = "lora"
-        lora.train.recompute, lora.train.forest_tokens = "auto", None
         if _count_bytes(lora, folder, dtype, prepared, fit.budget).fit.quickest("auto", None):
-            return "set method.tuning to lora"
-    return shorten if most >= 64 else "choose a smaller model, or a machine with more memory"
+            return f"set method.tuning to lora{too}"
+    return shorten + too if most >= 64 else "choose a smaller model, or a machine with more memory"
 
 
 def _device_name() -> str:
