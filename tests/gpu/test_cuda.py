@@ -121,7 +121,7 @@ def test_a_step_waits_for_the_device_in_no_layer() -> None:
     model.weighted_nll(some_forest(1)).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model.weighted_nll(some_forest(2)).backward()
+        model.weighted_nll(some_forest(1)).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
