@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.tokenizers import tiny_tokenizer
 from tunewright.config.schema import RunConfig
-from tunewright.data.account import Dropped, Loaded, SourceReport, places
+from tunewright.data.account import Loaded, RowTally, SourceReport, places
 from tunewright.data.encode import prepare
 from tunewright.data.examples import Dialog, Example, Message, Place, Text
 from tunewright.data.explain import explain_rows
@@ -76,7 +76,7 @@ def test_everything_is_told(tmp_path: Path) -> None:
             for line, row in enumerate(rows[:21], start=1)
         ],
         validation=[],
-        dropped=[Dropped("no answer", 1, [Place("rows.jsonl", 22)])],
+        dropped=[RowTally("no answer", 1, [Place("rows.jsonl", 22)])],
         sources=[
             SourceReport(
                 path="rows.jsonl",
@@ -207,7 +207,7 @@ def test_several_sources(tmp_path: Path) -> None:
     assert [str(example.place) for example in loaded.validation] == ["v.jsonl:1", "v.jsonl:2"]
     assert [source.format for source in loaded.sources] == ["alpaca", "xtuner", "alpaca"]
     assert (loaded.rows, loaded.duplicates) == (6, 1)
-    assert loaded.overlap == Dropped("equal to a training row", 1, [Place("v.jsonl", 1)])
+    assert loaded.overlap == RowTally("equal to a training row", 1, [Place("v.jsonl", 1)])
     everything = first.read_bytes() + second.read_bytes() + held_out.read_bytes()
     assert loaded.sha256 == hashlib.sha256(everything).hexdigest()
 
@@ -246,9 +246,9 @@ def test_reasons_are_listed_with_their_lines(tmp_path: Path) -> None:
         "Mend them, or leave them out with data.drop_bad_rows: true"
     )
     assert load(tmp_path, drop_bad_rows=True).dropped == [
-        Dropped("no answer", 7, [Place("rows.jsonl", line) for line in (4, 6, 7, 8, 9)]),
-        Dropped("no question", 1, [Place("rows.jsonl", 5)]),
-        Dropped("the answer is not text", 1, [Place("rows.jsonl", 12)]),
+        RowTally("no answer", 7, [Place("rows.jsonl", line) for line in (4, 6, 7, 8, 9)]),
+        RowTally("no question", 1, [Place("rows.jsonl", 5)]),
+        RowTally("the answer is not text", 1, [Place("rows.jsonl", 12)]),
     ]
 
 

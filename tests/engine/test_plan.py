@@ -384,3 +384,20 @@ def test_what_has_no_faster_form_is_named(case: Case, tmp_path: Path) -> None:
     plan = Case(tmp_path, case.data).plan(case.config())
     assert plan.plain_parts == ["norms", "feed-forward layers", "attention layers", "the last layer"]
     assert "run as they are: norms, feed-forward layers, attention layers, the last layer" in plan.lines()[-1]
+
+
+def test_for_a_gpu_its_own_memory_and_backend_are_counted(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = case.plan(case.config())
+    asked: list[torch.device] = []
+
+    def flex(device: torch.device) -> str:
+        asked.append(device)
+        return "flex"
+
+    monkeypatch.setattr(planning, "training_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(planning, "best_backend", flex)
+    there = case.plan(case.config())
+    assert asked == [torch.device("cuda")]
+    assert (here.process_bytes, there.process_bytes) == (planning.PROCESS_BYTES, planning.CUDA_BYTES)
+    assert there.activation_bytes != here.activation_bytes
+    assert there.weights_bytes == here.weights_bytes

@@ -18,7 +18,7 @@ from tests.tiny import random_sequences, tiny_config, tiny_model
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.api import chat
 from tunewright.config.schema import RunConfig
-from tunewright.engine.activations import step_memory
+from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.signals import StopRequest
 from tunewright.engine.start import make_ready, resume, start
 from tunewright.engine.tunings import Tuned, weights_dtype
@@ -121,7 +121,7 @@ def test_a_step_waits_for_the_device_in_no_layer() -> None:
     model.weighted_nll(some_forest(1)).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        model.weighted_nll(some_forest(2)).backward()
+        model.weighted_nll(some_forest(1)).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -142,7 +142,7 @@ def test_planned_memory_is_what_a_step_takes(tuning: str) -> None:
 
     forest = build_forest(random_sequences(0, count=60, longest=900, alphabet=50))
     autocast = torch.bfloat16 if tuning == "full" else None
-    planned = step_memory(model("meta"), forest, autocast, "flex")
+    planned = DecoderMemory(model("meta"), forest, autocast, "flex").recomputing(0)
     forest_model = ForestModel(model("cuda"))
     arithmetic = nullcontext() if autocast is None else torch.autocast("cuda", autocast)
     for _ in range(2):  # the first time compiles, and makes what lasts
@@ -152,7 +152,7 @@ def test_planned_memory_is_what_a_step_takes(tuning: str) -> None:
         before = torch.cuda.memory_allocated()
         with arithmetic:
             layout = forest_model.layout(forest)
-            rows = forest_model.hidden(layout)[layout.loss_rows]
+            rows = forest_model.loss_hidden(layout)
         torch.cuda.synchronize()
         kept, forward = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
         rows.backward(torch.ones_like(rows))

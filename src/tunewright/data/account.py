@@ -12,7 +12,7 @@ MOST_BAD = 10  # at most one row in so many may be left out
 
 
 @dataclass(slots=True)
-class Dropped:
+class RowTally:
     """Rows with one fate, such as left out for one reason: how many, and where the first few stand."""
 
     reason: str
@@ -24,7 +24,7 @@ class Dropped:
         if len(self.first) < SHOWN_PLACES:
             self.first.append(place)
 
-    def add_all(self, other: "Dropped") -> None:
+    def add_all(self, other: "RowTally") -> None:
         """Rows further down the files, with the same fate."""
         self.count += other.count
         self.first = [*self.first, *other.first][:SHOWN_PLACES]
@@ -60,12 +60,12 @@ class Loaded:
     `overlap` are as in `Account`. `sha256` is that of the files' bytes, one after another.
     """
 
-    dropped: list[Dropped]
+    dropped: list[RowTally]
     sources: list[SourceReport]
     duplicates: int
     rows: int
     sha256: str
-    overlap: Dropped = field(default_factory=lambda: Dropped("equal to a training row"))
+    overlap: RowTally = field(default_factory=lambda: RowTally("equal to a training row"))
 
 
 @dataclass(slots=True)
@@ -96,12 +96,12 @@ class Notes:
     """
 
     examples: int = 0
-    unusable: dict[str, Dropped] = field(default_factory=dict)
+    unusable: dict[str, RowTally] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
     shortest: tuple[int, Place] | None = None
     refused: tuple[Place, str] | None = None
-    cut: Dropped = field(default_factory=lambda: Dropped("cut to fit data.max_length"))
-    spells_special: Dropped = field(default_factory=lambda: Dropped("spells a special token"))
+    cut: RowTally = field(default_factory=lambda: RowTally("cut to fit data.max_length"))
+    spells_special: RowTally = field(default_factory=lambda: RowTally("spells a special token"))
     straddling: int = 0
 
     def measure(self, length: int, uncut: int, place: Place) -> None:
@@ -145,7 +145,7 @@ class SourceAccount:
     report: SourceReport
     held_out: bool
     number: int = 0
-    bad: dict[str, Dropped] = field(default_factory=dict)
+    bad: dict[str, RowTally] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -162,7 +162,7 @@ class Account:
     notes: Notes = field(default_factory=Notes)
     ends: Ends = field(default_factory=Ends)
     duplicates: int = 0
-    overlap: Dropped = field(default_factory=lambda: Dropped("equal to a training row"))
+    overlap: RowTally = field(default_factory=lambda: RowTally("equal to a training row"))
     digest: str = ""
 
     @property
@@ -171,7 +171,7 @@ class Account:
         return sum(source.report.rows for source in self.sources)
 
     @property
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[RowTally]:
         """Everything left out, the most frequent reason first: rows that are no examples, then unusable examples."""
         return [*self.loaded("").dropped, *merge(self.notes.unusable.values())]
 
@@ -187,22 +187,22 @@ class Account:
         )
 
 
-def count(tallies: dict[str, Dropped], reason: str, place: Place) -> None:
+def count(tallies: dict[str, RowTally], reason: str, place: Place) -> None:
     """Add a row under its reason."""
-    tallies.setdefault(reason, Dropped(reason)).add(place)
+    tallies.setdefault(reason, RowTally(reason)).add(place)
 
 
-def add_all(tallies: dict[str, Dropped], others: Mapping[str, Dropped]) -> None:
+def add_all(tallies: dict[str, RowTally], others: Mapping[str, RowTally]) -> None:
     """Add the tallies of rows further down the files."""
     for reason, other in others.items():
-        tallies.setdefault(reason, Dropped(reason)).add_all(other)
+        tallies.setdefault(reason, RowTally(reason)).add_all(other)
 
 
-def merge(dropped: Iterable[Dropped]) -> list[Dropped]:
+def merge(dropped: Iterable[RowTally]) -> list[RowTally]:
     """One entry for each reason, the most frequent first."""
-    merged: dict[str, Dropped] = {}
+    merged: dict[str, RowTally] = {}
     for item in dropped:
-        merged.setdefault(item.reason, Dropped(item.reason)).add_all(item)
+        merged.setdefault(item.reason, RowTally(item.reason)).add_all(item)
     return sorted(merged.values(), key=lambda item: -item.count)
 
 
@@ -287,7 +287,7 @@ def _refuse_many(account: Account, max_length: int, drop_bad_rows: bool) -> None
     raise UsageError("\n".join([summary, *_reasons(dropped), advice]))
 
 
-def _reasons(dropped: Sequence[Dropped]) -> list[str]:
+def _reasons(dropped: Sequence[RowTally]) -> list[str]:
     return [f"  {item.count} × {item.reason}: {places(item)}" for item in dropped]
 
 

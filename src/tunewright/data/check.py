@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tunewright.data.account import Dropped, SourceReport
+from tunewright.data.account import RowTally, SourceReport
 from tunewright.data.encode import Prepared, stop_failure
 from tunewright.data.examples import Encoded, Place
 from tunewright.data.findings.find import Looked, look
@@ -75,7 +75,7 @@ class Facts:
     examples: int
     train: int
     validation: int
-    dropped: list[Dropped]
+    dropped: list[RowTally]
     duplicates: int
     cut: int
     tokens: int
@@ -95,7 +95,7 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; places are written as `file:line`."""
         plain = asdict(self)
-        told: dict[str, Sequence[Dropped | Fate | Found]] = {
+        told: dict[str, Sequence[RowTally | Fate | Found]] = {
             "dropped": self.dropped,
             "account": self.account,
             "findings": self.findings,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.config.schema import RunConfig, SourceConfig
-from tunewright.data.account import Dropped, Loaded, refuse_too_much
+from tunewright.data.account import Loaded, RowTally, refuse_too_much
 from tunewright.data.examples import EncodedSet, Example
 from tunewright.data.load import Source, find_sources, hash_files, read_sources
 from tunewright.data.pack import Job
@@ -48,15 +48,15 @@ class Prepared:
     train: EncodedSet
     validation: EncodedSet
     loaded: Loaded
-    dropped: list[Dropped]
+    dropped: list[RowTally]
     template: ChatTemplate | None
     train_examples: Sequence[Example]
     validation_examples: Sequence[Example]
     stop_ids: tuple[int, ...]
     stop_proof: StopProof
     straddling: int
-    spells_special: Dropped
-    cut: Dropped
+    spells_special: RowTally
+    cut: RowTally
 
 
 def prepare(

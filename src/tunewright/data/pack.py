@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunewright.config.schema import DataConfig
-from tunewright.data.account import Dropped, Ends, Notes, count, too_long
+from tunewright.data.account import Ends, Notes, RowTally, count, too_long
 from tunewright.data.columns import Layout
 from tunewright.data.content import to_json
 from tunewright.data.cut import fit_many, longest
@@ -85,7 +85,7 @@ class Pack:
     sequences: np.ndarray
     examples: np.ndarray
     text: bytes
-    bad: dict[str, Dropped]
+    bad: dict[str, RowTally]
     notes: Notes
     ends: Ends
 
@@ -163,9 +163,9 @@ class Packer:
             return Outcome(result.reason)
         return Outcome(self._fault(result), result.sequences, result.cut)
 
-    def _read(self, chunk: Chunk) -> tuple[list[Example], dict[str, Dropped]]:
+    def _read(self, chunk: Chunk) -> tuple[list[Example], dict[str, RowTally]]:
         examples: list[Example] = []
-        bad: dict[str, Dropped] = {}
+        bad: dict[str, RowTally] = {}
         for place, row in zip(chunk.places, chunk.rows, strict=True):
             try:
                 example = read_example(row, chunk.layout, self._job.data.system, place)
