@@ -17,6 +17,7 @@ from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
 from tunewright.data.sampler import Sampler
+from tunewright.engine import fit
 from tunewright.engine import plan as planning
 from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.plan import Plan, plan_training
@@ -319,6 +320,7 @@ def test_layers_are_computed_again_as_asked(case: Case) -> None:
 
 def test_the_way_out_that_keeps_the_result_comes_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """By predicted time, whichever of the two settings it is."""
+    monkeypatch.setattr(fit, "FOREST_COST", 1000)  # with it one more forest is dearer than layers computed again
     longest = int(case.prepared(case.config()).train.lengths.max())
     one_example = memory_for(case, longest - 40, batch_size=40)
     with_memory(monkeypatch, memory_for(case, longest + 10, batch_size=40))
