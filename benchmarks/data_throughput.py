@@ -38,6 +38,7 @@ def main() -> int:
         name, folder, data = options.part
         print(json.dumps({**PARTS[name](Path(folder), Path(data)), "versions": versions(PACKAGES)}))
         return 0
+    require_peer(options)
     results = compare(options)
     text = to_markdown(results)
     print(text)
@@ -55,6 +56,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file for all numbers; Markdown goes beside it")
     parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def require_peer(options: argparse.Namespace) -> None:
+    """Ends the program where the peer is asked for and cannot run: after an hour would be late."""
+    found = subprocess.run(
+        [options.peer_python, "-c", "import datasets, transformers"], capture_output=True, check=False
+    )
+    if options.peer_rows and found.returncode:
+        raise SystemExit(
+            f"{options.peer_python} has no `datasets`, which the peer needs: install the extra bench, name another "
+            "Python by --peer-python, or do without by --peer-rows 0"
+        )
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

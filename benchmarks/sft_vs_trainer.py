@@ -252,10 +252,10 @@ def _measure_rows(runs: dict[str, dict[str, Any]], baseline: str) -> list[list[s
 
 
 def _versions(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """By peer, whose variants all have the same."""
     return {
-        name: [f"{package} {version}" for package, version in run["versions"].items()]
+        name.partition("-")[0]: [f"{package} {version}" for package, version in run["versions"].items()]
         for name, run in runs.items()
-        if "-" not in name
     }
 
 
