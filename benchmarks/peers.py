@@ -81,9 +81,15 @@ def train_trl(work: Path, watch: Stopwatch, variants: list[str]) -> tuple[list[f
     arguments = SFTConfig(**_trl_arguments(config, work, variants), completion_only_loss=True)
     data = Dataset.from_list(masked)
     trainer = SFTTrainer(args=arguments, train_dataset=data, **_trl_parts(config, watch))
+    return _run_trl(trainer, work, rows, config)
+
+
+def _run_trl(
+    trainer: Any, work: Path, rows: list[Features], config: dict[str, Any]
+) -> tuple[list[float], dict[str, Any]]:
     _load_first_adapter(trainer.model, work)
     trainer.train()
-    return _losses(trainer), _padded(rows, config, multiple=1) | {"optimizer": str(arguments.optim)}
+    return _losses(trainer), _padded(rows, config, multiple=1) | {"optimizer": str(trainer.args.optim)}
 
 
 def train_trl_pairs(work: Path, watch: Stopwatch, variants: list[str]) -> tuple[list[float], dict[str, Any]]:
@@ -106,9 +112,7 @@ def train_trl_pairs(work: Path, watch: Stopwatch, variants: list[str]) -> tuple[
     )
     data = Dataset.from_list(pairs)
     trainer = Tokenised(args=arguments, train_dataset=data, **_trl_parts(config, watch))
-    _load_first_adapter(trainer.model, work)
-    trainer.train()
-    return _losses(trainer), _padded(rows, config, multiple=1) | {"optimizer": str(arguments.optim)}
+    return _run_trl(trainer, work, rows, config)
 
 
 def train_llamafactory(work: Path, watch: Stopwatch, variants: list[str]) -> tuple[list[float], dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewright.cli.given import read_given
+from tunewright.cli.given import Data, Model, Words, read_given
 from tunewright.cli.output import cells, print_json
 
 if TYPE_CHECKING:
@@ -47,14 +47,9 @@ MARKS: "dict[Level, tuple[str, str]]" = {
 
 
 def check(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN.yaml] [key=value …]", help="A config or recipe, and settings to change in it."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model to start from, instead of the config's.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Training file, instead of the config's; may be repeated.")
-    ] = None,
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
     row: Annotated[
         list[str] | None,
         typer.Option(metavar="N|FILE:LINE", help="Show what becomes of this row, token by token; may be repeated."),

@@ -2,12 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
     from tunewright.config.load import ReadConfig
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN.yaml] [key=value …]", help="A config or recipe, and settings to change in it."),
+]
+Model = Annotated[str | None, typer.Option("--model", help="Model to start from, instead of the config's.")]
+Data = Annotated[
+    list[str] | None, typer.Option("--data", help="Training file, instead of the config's; may be repeated.")
+]
 
 BUILTIN = "smollm2-135m-instruct"
 

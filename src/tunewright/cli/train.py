@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewright.cli.given import read_given
+from tunewright.cli.given import Data, Model, Words, read_given
 
 if TYPE_CHECKING:
     from tunewright.cli.progress import Progress
@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN.yaml] [key=value …]", help="A config or recipe, and settings to change in it."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model to start from, instead of the config's.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Training file, instead of the config's; may be repeated.")
-    ] = None,
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
     output: Annotated[str | None, typer.Option("--output", help="Run folder to make.")] = None,
 ) -> None:
     """Fine-tune a model on your data."""
