@@ -11,7 +11,7 @@ from tests.data.dialogs import TEMPLATES as TABLE
 from tests.data.dialogs import TOKENIZER, attempt, plain, stretches
 from tests.data.dialogs import dialogs as tool_dialogs
 from tests.tokenizers import STYLES, THINKING, tiny_tokenizer
-from tunewright.data.cut import fit_many, longest
+from tunewright.data.cut import fit_many
 from tunewright.data.examples import Dialog, Message, Place, ToolCall
 from tunewright.data.template import ChatTemplate, EncodedDialog
 from tunewright.data.template_table import table
@@ -60,12 +60,12 @@ def test_what_is_kept_is_the_longest_part_that_fits(name: str, too_long: str, di
     result = fit(template, dialog, max_length, too_long)
     (whole,) = template.attempt_many([dialog])
     assert isinstance(whole, EncodedDialog)
-    if longest(whole) <= max_length:
+    if whole.longest <= max_length:
         expected, cut = whole, 0
     else:
         candidates = parts(dialog, too_long)
         encodings = [item for item in template.attempt_many(candidates) if isinstance(item, EncodedDialog)]
-        fitting = [i for i, item in enumerate(encodings) if longest(item) <= max_length]
+        fitting = [i for i, item in enumerate(encodings) if item.longest <= max_length]
         expected = encodings[fitting[0]] if fitting else whole
         cut = len(dialog.messages) - len(candidates[fitting[0]].messages) if fitting else 0
     assert [s.input_ids.tolist() for s in result.sequences] == [s.input_ids.tolist() for s in expected.sequences]
@@ -86,18 +86,18 @@ def test_every_template_keeps_the_rendering_of_what_is_kept(
     """Ids are those of the text, loss is on the answers and their stops, and the dialog beside it changes nothing."""
     template = TABLE[name]
     dialog = both[0]
-    max_length = max(2, int(share * longest(attempt(template, dialog))))
+    max_length = max(2, int(share * attempt(template, dialog).longest))
     result = fit(template, dialog, max_length, too_long)
     together = list(fit_many(template, both, max_length, too_long))  # type: ignore[arg-type]  # a literal
     assert [plain(item) for item in together if isinstance(item, EncodedDialog)] == [
         plain(fit(template, one, max_length, too_long)) for one in both
     ]
-    if longest(result) > max_length:
-        assert not any(longest(attempt(template, part)) <= max_length for part in parts(dialog, too_long))
+    if result.longest > max_length:
+        assert not any(attempt(template, part).longest <= max_length for part in parts(dialog, too_long))
         return
     kept = dialog
     if result.cut:
-        kept = next(part for part in parts(dialog, too_long) if longest(attempt(template, part)) <= max_length)
+        kept = next(part for part in parts(dialog, too_long) if attempt(template, part).longest <= max_length)
         assert result.cut == len(dialog.messages) - len(kept.messages)
     if kept.messages[-1].train:
         whole = template.render(kept.messages, tools=kept.tools)
@@ -117,7 +117,7 @@ def test_dropping_leaves_the_length_to_be_told() -> None:
     dialog = Dialog((Message("user", "a" * 50), Message("assistant", "b")), HERE)
     for too_long in ("drop", "keep_oldest", "keep_newest"):
         result = fit(TEMPLATES["chatml"], dialog, 20, too_long)
-        assert (longest(result) > 20, result.cut) == (True, 0)
+        assert (result.longest > 20, result.cut) == (True, 0)
 
 
 def test_an_exchange_that_never_fits_does_not_take_the_others_with_it() -> None:
@@ -141,6 +141,6 @@ def test_calls_and_their_results_stay_together() -> None:
     dialog = Dialog(
         (Message("system", "Be kind."), Message("user", "Hi" * 40), Message("assistant", "Hi."), *tool_turns), HERE
     )
-    whole = longest(fit(template, dialog, 10_000, "keep_newest"))
+    whole = fit(template, dialog, 10_000, "keep_newest").longest
     result = fit(template, dialog, whole - 1, "keep_newest")
     assert CHATML.decode(result.sequences[0].input_ids.tolist()) == template.render((dialog.messages[0], *tool_turns))

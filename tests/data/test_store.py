@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tunewright.data.account import SourceAccount
 from tunewright.data.encode import Prepared, prepare
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Place
 from tunewright.data.load import find_sources, hash_files, read_sources
-from tunewright.data.pack import Chunk, Job
+from tunewright.data.pack import Chunk, Job, Pack
 from tunewright.data.store import Store, StoredSet, open_store, stores_root
 from tunewright.data.workers import pack_all
 from tunewright.errors import RunError
@@ -276,9 +277,39 @@ def chunks(tmp_path: Path) -> list[Chunk]:
     return [Chunk(0, whole.layout, whole.file, whole.lines[part], whole.rows[part]) for part in parts]
 
 
-def test_workers_give_what_one_process_gives(chunks: list[Chunk]) -> None:
+@pytest.fixture
+def packs(chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
+    """The packs of all chunks; every chunk but the first comes when the worker has started or has failed to."""
+    started = threading.Event()
+    start = workers._start
+
+    def watched(*given: Any) -> bool:
+        try:
+            return start(*given)
+        finally:
+            started.set()
+
+    def later() -> Iterator[Chunk]:
+        yield chunks[0]
+        assert started.wait(120)
+        time.sleep(0.1)  # until its future tells it
+        yield from chunks[1:]
+
+    monkeypatch.setattr(workers, "_start", watched)
+    return pack_all(later(), job(), workers=2, alone=0)
+
+
+def test_workers_give_what_one_process_gives(
+    chunks: list[Chunk], packs: Iterator[Pack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[Chunk] = []
+    pack_in_one = workers._pack_in_one
+    monkeypatch.setattr(
+        workers, "_pack_in_one", lambda idle, chunk, job: handed_over.append(chunk) or pack_in_one(idle, chunk, job)
+    )
     alone = list(pack_all(chunks, job(), workers=1))
-    shared = list(pack_all(chunks, job(), workers=2, alone=0))
+    shared = list(packs)
+    assert 0 < len(handed_over) < len(chunks)
     for one, other in zip(alone, shared, strict=True):
         assert (one.text, one.bad, one.notes, one.ends) == (other.text, other.bad, other.notes, other.ends)
         for name in ("ids", "runs", "sequences", "examples"):
@@ -286,45 +317,51 @@ def test_workers_give_what_one_process_gives(chunks: list[Chunk]) -> None:
 
 
 def test_workers_run_nothing_of_the_folder_they_are_started_in(
-    chunks: list[Chunk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chunks: list[Chunk], packs: Iterator[Pack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "json.py").write_text("from pathlib import Path\n\nPath(__file__).with_name('ran').touch()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
-    assert len(list(pack_all(chunks, job(), workers=2, alone=0))) == len(chunks)
+    assert len(list(packs)) == len(chunks)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_row_nested_deeper_than_can_be_sent_is_prepared_here(chunks: list[Chunk]) -> None:
+def test_a_row_nested_deeper_than_can_be_sent_is_prepared_here(chunks: list[Chunk], packs: Iterator[Pack]) -> None:
     deep: Any = "x"
     for _ in range(900):
         deep = [deep]
     for chunk in chunks:
         chunk.rows[0]["note"] = deep
-    shared = list(pack_all(chunks, job(), workers=2, alone=0))
+    shared = list(packs)
     assert [len(pack.examples) for pack in shared] == [len(pack.examples) for pack in pack_all(chunks, job(), 1)]
 
 
-def test_an_answer_that_breaks_off_is_an_error_in_words(chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["as it starts", "amid its first pack"])
+def test_an_answer_that_breaks_off_is_an_error_in_words(
+    when: str, packs: Iterator[Pack], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where a worker is killed while it writes."""
-    half = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.stdout.buffer.write(pickle.dumps(['x' * 99])[:50])"
+    ready = "sys.stdout.buffer.write(pickle.dumps(None)); sys.stdout.flush(); pickle.load(sys.stdin.buffer)"
+    half = (
+        f"import pickle, sys; pickle.load(sys.stdin.buffer); {ready if when == 'amid its first pack' else ''}\n"
+        "sys.stdout.buffer.write(pickle.dumps(['x' * 99])[:50])"
+    )
     popen = workers.subprocess.Popen
     monkeypatch.setattr(workers.subprocess, "Popen", lambda _, **k: popen([sys.executable, "-c", half], **k))
     with pytest.raises(RunError, match="a process that prepares data ended with code 0"):
-        list(pack_all(chunks, job(), workers=2, alone=0))
+        list(packs)
 
 
-def test_a_worker_that_dies_is_an_error_in_words(chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_an_error_in_words(packs: Iterator[Pack], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     popen = workers.subprocess.Popen
     monkeypatch.setattr(workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    packs = pack_all(chunks, job(), workers=2, alone=0)
-    next(packs)  # made here
+    next(packs)  # made here, before the worker is ready
 
     def kill_and_go_on() -> None:
-        for _ in packs:
-            for process in started:
-                process.send_signal(signal.SIGKILL)
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+        list(packs)
 
     with pytest.raises(RunError, match="was killed, most likely for want of memory"):
         kill_and_go_on()

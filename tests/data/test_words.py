@@ -96,20 +96,44 @@ def test_every_certain_character_is_cut_alike(cut: str) -> None:
 def test_words_are_looked_up() -> None:
     made = tokenizer("llama3")
     fast = WordTokenizer(made)
-    fast._backend = Counting(fast._backend)
-    lines = [f"the lamp {i % 7} is lit<|a|>" for i in range(300)]
+    fast._model = Counting(fast._model)
+    lines = [f"{i} lamps of the house {i % 7} are lit<|a|>" for i in range(300)]
     same(made, fast, lines)
     same(made, fast, lines)
-    assert fast._backend.encoded < 20  # words, of 2,100
+    assert 10 < fast._model.asked < 400  # words, of 4,800
 
 
 class Counting:
-    def __init__(self, backend: Any) -> None:
-        self.backend, self.encoded = backend, 0
+    def __init__(self, model: Any) -> None:
+        self.model, self.asked = model, 0
 
-    def encode_batch(self, texts: list[str], add_special_tokens: bool) -> Any:
-        self.encoded += len(texts)
-        return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+    def tokenize(self, word: str) -> Any:
+        self.asked += 1
+        return self.model.tokenize(word)
+
+
+def test_a_vocabulary_without_some_bytes_is_not_asked_word_by_word() -> None:
+    whole = json.loads(tokenizer("gpt2").to_str())
+    assert WordTokenizer(Tokenizer.from_str(json.dumps(whole)))._cut is not None
+    gap = words.BYTE_SPELLINGS["灯".encode()[1]]
+    whole["model"]["vocab"][f"{gap}{gap}{gap}"] = whole["model"]["vocab"].pop(gap)
+    whole["model"]["merges"] = [pair for pair in whole["model"]["merges"] if not any(gap in part for part in pair)]
+    gapped = Tokenizer.from_str(json.dumps(whole))
+    assert WordTokenizer(gapped)._cut is None
+    same(gapped, WordTokenizer(gapped), ["灯塔 is a lamp"] * 9)
+
+
+def test_the_bytes_of_certain_characters_are_all_needed() -> None:
+    certain = [chr(code) for code in range(0x10000) if words._SAFE.fullmatch(chr(code))]
+    assert {byte for character in certain for byte in character.encode()} <= words.BYTES
+
+
+def test_bytes_are_spelled_as_tokenizers_spell_them() -> None:
+    assert set(words.BYTE_SPELLINGS.values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    for text in ("é灯Ж\t\n\x7f\xa0\xad\u3000", "".join(map(chr, range(256)))):
+        (spelled, _), *rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+        assert not rest
+        assert text.encode().decode("latin-1").translate(words.BYTE_SPELLINGS) == spelled
 
 
 def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

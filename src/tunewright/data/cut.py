@@ -24,16 +24,11 @@ def fit_many(
     Where nothing of a dialog fits, and for `drop`, the result is the over-long encoding: the caller tells its length.
     """
     for dialog, result in zip(dialogs, template.attempt_many(dialogs), strict=True):
-        if isinstance(result, Refused) or too_long == "drop" or longest(result) <= max_length:
+        if isinstance(result, Refused) or too_long == "drop" or result.longest <= max_length:
             yield result
         else:
             cut = _cut(template, dialog, max_length, too_long)
-            yield result if cut is None else replace(cut, uncut=longest(result))
-
-
-def longest(result: EncodedDialog) -> int:
-    """Tokens in the longest sequence of a dialog."""
-    return max(len(sequence) for sequence in result.sequences)
+            yield result if cut is None else replace(cut, uncut=result.longest)
 
 
 def _cut(template: ChatTemplate, dialog: Dialog, max_length: int, too_long: TooLong) -> EncodedDialog | None:
@@ -74,7 +69,7 @@ def _first_fitting(
     while low < high:
         middle = (low + high) // 2
         (result,) = template.attempt_many([parts[middle]])
-        if isinstance(result, EncodedDialog) and longest(result) <= max_length:
+        if isinstance(result, EncodedDialog) and result.longest <= max_length:
             fitting = replace(result, cut=len(dialog.messages) - len(parts[middle].messages))
             high = middle
         else:

@@ -14,7 +14,7 @@ from tunewright.config.schema import DataConfig
 from tunewright.data.account import Ends, Notes, RowTally, count, too_long
 from tunewright.data.columns import Layout
 from tunewright.data.content import to_json
-from tunewright.data.cut import fit_many, longest
+from tunewright.data.cut import fit_many
 from tunewright.data.examples import Dialog, Encoded, EncodedSet, Example, FlatSet, Place, Text
 from tunewright.data.formats import BadRow, for_stage, read_example
 from tunewright.data.split import content_hash
@@ -202,7 +202,7 @@ class Packer:
         if isinstance(result, Refused):
             notes.refuse(result.reason, place)
             return []
-        notes.measure(longest(result), result.uncut or longest(result), place)
+        notes.measure(result.longest, result.uncut or result.longest, place)
         fault = self._fault(result)
         if fault is not None:
             notes.leave_out(fault, place)
@@ -216,9 +216,9 @@ class Packer:
 
     def _fault(self, result: EncodedDialog) -> str | None:
         """Why a dialog gives no sequence, None where it does."""
-        if longest(result) > self._job.data.max_length:
+        if result.longest > self._job.data.max_length:
             return too_long(self._job.data.max_length)
-        trained = any(sequence.weights.any() for sequence in result.sequences)
+        trained = any(np.count_nonzero(sequence.weights) for sequence in result.sequences)
         return None if trained else "no token of it is trained"
 
     def _prove(self, flat: FlatSet, owners: np.ndarray) -> StopProof:

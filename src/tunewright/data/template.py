@@ -56,13 +56,14 @@ class EncodedDialog:
     """A dialog that can be trained on.
 
     `sequences` is one, or several where the template renders earlier answers differently once the dialog goes on;
-    every trained answer is trained in exactly one of them. `straddling` counts tokens that begin before an answer and
-    end inside it (they stay masked), `spells_special` says that a message contains the text of a control token, which
-    is tokenised as plain text. `cut` is the number of messages left out so that it fits, `uncut` how many tokens its
-    longest sequence had before, 0 where nothing is cut (data/cut.py).
+    every trained answer is trained in exactly one of them, and the longest has `longest` tokens. `straddling` counts
+    tokens that begin before an answer and end inside it (they stay masked), `spells_special` says that a message
+    contains the text of a control token, which is tokenised as plain text. `cut` is the number of messages left out so
+    that it fits, `uncut` how many tokens its longest sequence had before, 0 where nothing is cut (data/cut.py).
     """
 
     sequences: tuple[Encoded, ...]
+    longest: int
     straddling: int
     spells_special: bool
     cut: int = 0
@@ -269,12 +270,13 @@ class ChatTemplate:
 
     def _weigh(self, rendered: _Rendered, encodings: "Sequence[Encoding | Tokens]") -> EncodedDialog:
         sequences = []
-        straddling = 0
+        longest = straddling = 0
         for (text, answers), encoding in zip(rendered.sequences, encodings, strict=True):
             encoded, count = self._weigher.weigh(text, answers, encoding)
             sequences.append(encoded)
+            longest = max(longest, len(encoded))
             straddling += count
-        return EncodedDialog(tuple(sequences), straddling, rendered.broken)
+        return EncodedDialog(tuple(sequences), longest, straddling, rendered.broken)
 
     def _probe(self) -> tuple[int | None, bool]:
         """Render one question and answer: the special token behind the answer; is the generation prompt ignored?"""

@@ -19,18 +19,17 @@ def required(value: Any, what: str) -> str:
 
 def text(value: Any, what: str) -> str:
     """A text exactly as it stands, a number written out, "" for what is missing or only white space."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can write one as \\udXXX, but no tokenizer takes it
+            raise BadRow(f"the {what} holds half of a character (a lone surrogate)") from None
+        return value if value.strip() else ""
     if is_missing(value):
         return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRow(f"the {what} is not text")
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    found = str(value)
-    try:
-        found.encode()
-    except UnicodeEncodeError:  # JSON can write one as \\udXXX, but no tokenizer takes it
-        raise BadRow(f"the {what} holds half of a character (a lone surrogate)") from None
-    return found if found.strip() else ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def is_missing(value: Any) -> bool:

@@ -57,7 +57,7 @@ class Weigher:
 
     def weigh(self, text: str, answers: Sequence[Answer], encoding: "Encoding | Tokens") -> tuple[Encoded, int]:
         """The tokens of `text` with their weights, and how many begin before an answer and end inside it."""
-        ids = np.array(encoding.ids, np.int32)
+        ids = np.asarray(encoding.ids, np.int32)
         weights = np.zeros(len(ids), np.float32)
         straddling = 0
         for answer in answers:

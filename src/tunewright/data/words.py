@@ -12,18 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import accumulate, chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 KNOWN_WORDS = 1 << 16  # remembered; then the rare ones are forgotten
 LEARNING = 4  # batches whose words are learnt although that does not pay at once
 NEW_SHARE = {True: 0.5, False: 0.15}  # of a batch's words: with more, the tokenizer is faster (Chinese clauses, say)
-JOINED = 2000  # words learnt in one call
 OFTEN = 10  # a part that one text in so many has is a word
 PAUSE = 16  # batches handed to the tokenizer before it is tried again
 
@@ -56,23 +55,27 @@ Cut = Callable[[str], list[str]]  # the words of a text without added tokens
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Of one text: `ids` int32 [n] and the characters that each stands for, `offsets` int64 [n, 2].
+    """Of one text: `ids` int32 [n] and the characters [begin, end) that each stands for, `spans` int64 [2, n].
 
-    The methods are those of tokenizers' `Encoding`.
+    What else it has is called as in tokenizers' `Encoding`.
     """
 
     ids: np.ndarray
-    offsets: np.ndarray
+    spans: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The characters that each token stands for, int64 [n, 2]."""
+        return self.spans.T
 
     def char_to_token(self, position: int) -> int | None:
         """The first token that stands for a character, None where there is none."""
-        token = int(np.searchsorted(self.offsets[:, 1], position, side="right"))
-        return token if token < len(self.ids) and self.offsets[token, 0] <= position else None
+        token = int(self.spans[1].searchsorted(position, "right"))
+        return token if token < len(self.ids) and self.spans[0, token] <= position else None
 
     def token_to_chars(self, token: int) -> tuple[int, int]:
         """The characters [begin, end) that a token stands for."""
-        begin, end = self.offsets[token].tolist()
-        return begin, end
+        return int(self.spans[0, token]), int(self.spans[1, token])
 
 
 class WordTokenizer:
@@ -85,13 +88,15 @@ class WordTokenizer:
         self._backend = Tokenizer.from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._model = self._backend.model
         self._cut = _cutter(state)
         self._added_tokens = {token["content"] for token in state["added_tokens"]}
-        self._joint = next(((token["content"], token["id"]) for token in state["added_tokens"]), None)
         longest_first = map(re.escape, sorted(self._added_tokens, key=len, reverse=True))
         self._added = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         self._batches = self._pause = 0
-        self._forget_all()
+        self._known = _Numbers()
+        self._firsts, self._counts, self._lengths, self._uses = (np.zeros(0, np.int64) for _ in range(4))
+        self._ids, self._spans = np.zeros(0, np.int32), np.zeros((2, 0), np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text, as the tokenizer gives them."""
@@ -100,51 +105,41 @@ class WordTokenizer:
             return self._encode(texts)
         parts = [self._added.split(text) for text in texts]
         often = self._often(parts)
-        words = [_words(one, often, self._cut) for one in parts]
-        sizes = np.array([len(one) for one in words if one is not None], np.int64)
-        numbers = self._numbers([word for one in words if one is not None for word in one], often, self._cut)
+        words, sizes = _words(parts, often, self._cut)
+        numbers = self._numbers(words, often)
         if numbers is None:
             self._pause = PAUSE
             return self._encode(texts)
-        looked_up = iter(self._look_up(numbers, sizes))
-        others = iter(self._encode([text for text, one in zip(texts, words, strict=True) if one is None]))
-        return [next(others if one is None else looked_up) for one in words]
+        looked_up = iter(self._look_up(numbers, np.array([size for size in sizes if size is not None], np.int64)))
+        others = iter(self._encode([text for text, size in zip(texts, sizes, strict=True) if size is None]))
+        return [next(others if size is None else looked_up) for size in sizes]
 
     def _often(self, parts: Sequence[Sequence[str]]) -> set[str]:
         """Added tokens, and what stands between two of them in many texts: a system prompt, say. All count as words."""
         counts = Counter(chain.from_iterable(parts))
         return {part for part, count in counts.items() if count * OFTEN > len(parts)}.union(self._added_tokens)
 
-    def _numbers(self, words: Sequence[str], often: set[str], cut: Cut) -> np.ndarray | None:
-        """The number of each word, int64, which is known from now on; None where to learn the new ones does not pay,
-        or one of them is not a word when it stands alone."""
-        numbers = self._known_numbers(words)
-        missing = np.flatnonzero(numbers < 0).tolist()
-        new = {words[position] for position in missing}
+    def _numbers(self, words: Sequence[str], often: set[str]) -> np.ndarray | None:
+        """The number of each word, int64, which is known from now on; None where to learn the new ones does not pay."""
+        numbers, new = self._meet(words)
         self._batches += 1
         if len(new) > NEW_SHARE[self._batches <= LEARNING] * len(words):
+            self._known.forget(new)
             self._batches = 0
             return None
-        if any(cut(word) != [word] for word in new - often):
-            return None
-        if len(new) + len(self._known) > KNOWN_WORDS:
+        if len(self._known) > KNOWN_WORDS:
+            self._known.forget(new)
             self._forget_rare()
-            numbers = self._known_numbers(words)
-            missing = np.flatnonzero(numbers < 0).tolist()
-            new = {words[position] for position in missing}
-        self._remember(sorted(new))
-        numbers[missing] = [self._known[words[position]] for position in missing]
+            numbers, new = self._meet(words)
+        self._learn(new, often)
         self._uses += np.bincount(numbers, minlength=len(self._uses))
         return numbers
 
-    def _known_numbers(self, words: Sequence[str]) -> np.ndarray:
-        """The number of each word, int64, -1 where it is not known."""
-        return np.fromiter(map(self._known.get, words, repeat(-1)), np.int64, len(words))
-
-    def _forget_all(self) -> None:
-        self._known: dict[str, int] = {}
-        self._firsts, self._counts, self._lengths, self._uses = (np.zeros(0, np.int64) for _ in range(4))
-        self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int64)
+    def _meet(self, words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """The number of each word, int64, and the words that have just got theirs."""
+        before = len(self._known)
+        numbers = np.fromiter(map(self._known.__getitem__, words), np.int64, len(words))
+        return numbers, list(islice(self._known, before, None))
 
     def _forget_rare(self) -> None:
         """Know only words that were met again, and of these the half that was met most often, if there are so many."""
@@ -153,46 +148,44 @@ class WordTokenizer:
         words = list(self._known)
         counts, ends = self._counts[kept], np.cumsum(self._counts[kept])
         tokens = np.repeat(self._firsts[kept] - ends + counts, counts) + np.arange(counts.sum())
-        self._known = {words[number]: place for place, number in enumerate(kept.tolist())}
+        self._known = _Numbers({words[number]: place for place, number in enumerate(kept.tolist())})
         self._firsts, self._counts, self._lengths = ends - counts, counts, self._lengths[kept]
         self._uses = self._uses[kept] // 2  # so that what was frequent long ago makes room
-        self._ids, self._offsets = self._ids[tokens], self._offsets[tokens]
+        self._ids, self._spans = self._ids[tokens], self._spans[:, tokens]
 
-    def _remember(self, words: Sequence[str]) -> None:
-        for begin in range(0, len(words), JOINED):
-            some = words[begin : begin + JOINED]
-            ids, offsets, counts = self._tokenise_joined(some) or self._tokenise_each(some)
-            self._known.update(zip(some, range(len(self._known), len(self._known) + len(some)), strict=True))
-            self._firsts = np.append(self._firsts, len(self._ids) + np.cumsum(counts) - counts)
-            self._counts = np.append(self._counts, counts)
-            self._lengths = np.append(self._lengths, [len(word) for word in some])
-            self._uses = np.append(self._uses, np.zeros(len(some), np.int64))
-            self._ids = np.append(self._ids, ids)
-            self._offsets = np.concatenate([self._offsets, offsets])
+    def _learn(self, words: Sequence[str], often: set[str]) -> None:
+        """Remember the tokens of words, which have got the next numbers."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        counts = []
+        for word in words:
+            of_word, spans_of_word = self._ask(word) if word in often else self._ask_model(word)
+            ids += of_word
+            spans += spans_of_word
+            counts.append(len(of_word))
+        sizes = np.array(counts, np.int64)
+        self._firsts = np.append(self._firsts, len(self._ids) + np.cumsum(sizes) - sizes)
+        self._counts = np.append(self._counts, sizes)
+        self._lengths = np.append(self._lengths, np.array([len(word) for word in words], np.int64))
+        self._uses = np.append(self._uses, np.zeros(len(words), np.int64))
+        self._ids = np.append(self._ids, np.array(ids, np.int32))
+        self._spans = np.concatenate([self._spans, _to_spans(spans)], axis=1)
 
-    def _tokenise_each(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids and offsets of all words, one behind the other, and how many tokens each has."""
-        tokens = self._encode(words)
-        counts = np.array([len(one.ids) for one in tokens], np.int64)
-        return np.concatenate([one.ids for one in tokens]), np.concatenate([one.offsets for one in tokens]), counts
+    def _ask(self, part: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of what stands alone between two added tokens, or is one."""
+        encoding = self._backend.encode(part, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
-    def _tokenise_joined(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """The same with one call, which is faster: the words joined by an added token, which parts texts cleanly.
-
-        None where there is no such token, or it did not part just these words.
-        """
-        if self._joint is None or not self._added_tokens.isdisjoint(words):
-            return None
-        token, id = self._joint
-        lengths = np.array([len(word) for word in words])
-        begins = np.cumsum(lengths + len(token)) - lengths - len(token)
-        (joined,) = self._encode([token.join(words)])
-        joints = np.flatnonzero(joined.ids == id)
-        if not np.array_equal(joined.offsets[joints, 0], (begins + lengths)[:-1]):
-            return None
-        counts = np.diff(joints, prepend=-1, append=len(joined.ids)) - 1
-        offsets = np.delete(joined.offsets, joints, axis=0) - np.repeat(begins, counts)[:, None]
-        return np.delete(joined.ids, joints), offsets, counts
+    def _ask_model(self, word: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of a word, which the tokenizer would cut out as it is: its model alone is asked, in a third
+        of the time."""
+        tokens = self._model.tokenize(word.encode().decode("latin-1").translate(BYTE_SPELLINGS))
+        borders = accumulate([len(token.value) for token in tokens], initial=0)  # in bytes, each spelled as a character
+        spans = list(pairwise(borders))
+        if not word.isascii():  # a token may begin or end within a character: it stands for all of that
+            characters = [number for number, character in enumerate(word) for _ in character.encode()]
+            spans = [(characters[begin], characters[end - 1] + 1) for begin, end in spans]
+        return [token.id for token in tokens], spans
 
     def _look_up(self, words: np.ndarray, sizes: np.ndarray) -> list[Tokens]:
         """Tokens of texts, given as the numbers of all their words and how many of these each text has."""
@@ -201,40 +194,72 @@ class WordTokenizer:
         last_words = np.cumsum(sizes)
         begins = characters[:-1] - np.repeat(characters[last_words - sizes], sizes)  # of each word in its text
         tokens = np.repeat(self._firsts[words] - ends[:-1], counts) + np.arange(ends[-1])
-        ids, offsets = self._ids[tokens], self._offsets[tokens] + np.repeat(begins, counts)[:, None]
+        ids, spans = self._ids[tokens], self._spans[:, tokens] + np.repeat(begins, counts)
         borders = zip(ends[last_words - sizes].tolist(), ends[last_words].tolist(), strict=True)
-        return [Tokens(ids[begin:end], offsets[begin:end]) for begin, end in borders]
+        return [Tokens(ids[begin:end], spans[:, begin:end]) for begin, end in borders]
 
     def _encode(self, texts: Sequence[str]) -> list[Tokens]:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False) if texts else []
-        return [_tokens(one) for one in encodings]
+        return [Tokens(np.array(one.ids, np.int32), _to_spans(one.offsets)) for one in encodings]
 
 
-def _tokens(encoding: "Encoding") -> Tokens:
-    ids = encoding.ids
-    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
-    return Tokens(np.array(ids, np.int32), offsets.reshape(-1, 2))
+class _Numbers(dict[str, int]):
+    """Words and their numbers: a new one gets the next when it is asked for."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+    def forget(self, newest: Sequence[str]) -> None:
+        """Drop the words that came last."""
+        for _ in newest:
+            self.popitem()
 
 
-def _words(parts: Sequence[str], often: set[str], cut: Cut) -> list[str] | None:
-    """The words of a text in parts, None where a character is not a certain one."""
+def _to_spans(offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+    return np.ascontiguousarray(flat.reshape(-1, 2).T)
+
+
+def _words(parts_of_texts: Sequence[Sequence[str]], often: set[str], cut: Cut) -> tuple[list[str], list[int | None]]:
+    """The words of all texts, each given in parts, and how many of them each has: None where a character is not a
+    certain one, and then there are none of it."""
     words: list[str] = []
-    for part in parts:
-        if part in often:
-            words.append(part)
-        elif not _SAFE.fullmatch(part):
-            return None
+    sizes: list[int | None] = []
+    for parts in parts_of_texts:
+        before = len(words)
+        for part in parts:
+            if part in often:
+                words.append(part)
+            elif _SAFE.fullmatch(part):
+                words += cut(part)
+            else:
+                del words[before:]
+                sizes.append(None)
+                break
         else:
-            words += cut(part)
-    return words
+            sizes.append(len(words) - before)
+    return words, sizes
+
+
+def _byte_spellings() -> dict[int, str]:
+    """How byte-level tokenizers spell the 256 bytes: as themselves where they are visible in Latin-1, and the others
+    by the characters from U+0100 on (GPT-2)."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in visible)
+    return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+
+
+BYTE_SPELLINGS = _byte_spellings()
+BYTES = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}  # of the certain characters in UTF-8
 
 
 def _cutter(state: dict[str, Any]) -> Cut | None:
     """How a tokenizer, given as its JSON, cuts words; None where that is not known for certain."""
-    if state["normalizer"] not in (None, {"type": "NFC"}) or state["model"].get("dropout"):
+    if state["normalizer"] not in (None, {"type": "NFC"}) or not _is_plain(state["model"]):
         return None
     flags = ("single_word", "lstrip", "rstrip", "normalized")
-    if any(token[flag] for token in state["added_tokens"] for flag in flags) or _trims_by_position(state):
+    if any(token[flag] for token in state["added_tokens"] for flag in flags) or _trims(state):
         return None
     stages = state["pre_tokenizer"] or {}
     match stages.get("pretokenizers", [stages]):
@@ -253,11 +278,17 @@ def _cutter(state: dict[str, Any]) -> Cut | None:
     return None
 
 
-def _trims_by_position(state: dict[str, Any]) -> bool:
-    """Whether offsets depend on where in the text a token stands."""
+def _is_plain(model: dict[str, Any]) -> bool:
+    """Whether a model gives a word's tokens by its letters alone, with each byte in exactly one of them."""
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(model[key] for key in odd):
+        return False
+    return all(BYTE_SPELLINGS[byte] in model["vocab"] for byte in BYTES)
+
+
+def _trims(state: dict[str, Any]) -> bool:
+    """Whether white space is taken from the offsets of tokens."""
     last = state["post_processor"] or {}
     return any(
-        stage["type"] == "ByteLevel" and stage["add_prefix_space"] and stage["trim_offsets"]
-        for stage in last.get("processors", [last])
-        if stage
+        stage["type"] == "ByteLevel" and stage["trim_offsets"] for stage in last.get("processors", [last]) if stage
     )

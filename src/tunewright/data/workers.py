@@ -16,49 +16,50 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from itertools import chain
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, islice
 from queue import SimpleQueue
 from typing import IO, Any
 
 from tunewright.data.pack import Chunk, Job, Pack, Packer
 from tunewright.errors import RunError, UsageError
 
-ALONE = 5_000  # rows prepared here before workers start: they take a second to import what they need
+ALONE = 5_000  # rows that one process prepares: others take a second to import what they need
 MOST = 16  # processes; each holds about 150 MB
 MOST_WAITING = 6  # packs for each worker that are kept until the ones before them are done
-COLLECTED_EVERY = 100_000  # objects made before a worker looks for garbage, of which rows leave hardly any
+COLLECTED_EVERY = 100_000  # objects made before one looks for garbage, of which rows leave hardly any
 THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alone: int = ALONE) -> Iterator[Pack]:
     """The pack of each chunk, in order. At most a few chunks for each worker are read ahead.
 
-    `workers` processes, one for each core unless given, share the work once `alone` rows are done. This process is one
-    of them: it packs what the others have no hands free for, also while they start. Raises UsageError as Packer does,
-    and RunError where a worker dies.
+    `workers` processes, one for each core unless given, share the work where there are more than `alone` rows. This
+    process is one of them: it packs what the others have no hands free for, also while they start. Raises UsageError as
+    Packer does, and RunError where a worker dies.
     """
-    others = (cores() if workers is None else workers) - 1
-    chunks, rows = iter(chunks), 0
+    chunks = iter(chunks)
+    begun: list[Chunk] = []
+    while sum(len(chunk.rows) for chunk in begun) < alone and (chunk := next(chunks, None)) is not None:
+        begun.append(chunk)
+    more = list(islice(chunks, 1))
+    others = (cores() if workers is None else workers) - 1 if more else 0
     packer = Packer(job)
-    for chunk in chunks:
-        yield packer.pack(chunk)
-        rows += len(chunk.rows)
-        if rows >= alone and others > 0:
-            break
     with ExitStack() as stack:
-        first = next(chunks, None)
-        if first is None:
+        stack.enter_context(seldom_collected())
+        if others == 0:
+            yield from map(packer.pack, chain(begun, more, chunks))
             return
-        idle: SimpleQueue[_Worker] = SimpleQueue()
-        for _ in range(others):
-            idle.put(stack.enter_context(_Worker(job)))
+        workers = [stack.enter_context(_Worker()) for _ in range(others)]
         pool = stack.enter_context(ThreadPoolExecutor(others))
+        idle: SimpleQueue[_Worker] = SimpleQueue()
+        starts = [pool.submit(_start, worker, job, idle) for worker in workers]
         waiting: deque[Future[Pack]] = deque()
         try:
-            for chunk in chain([first], chunks):
-                if sum(not each.done() for each in waiting) < 2 * others:
-                    waiting.append(pool.submit(_pack_in_one, idle, chunk))
+            for chunk in chain(begun, more, chunks):
+                ready = sum(start.result() for start in starts if start.done())
+                if sum(not each.done() for each in waiting) < 2 * ready:
+                    waiting.append(pool.submit(_pack_in_one, idle, chunk, job))
                 else:
                     waiting.append(_done(packer.pack(chunk)))
                 while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING * others):
@@ -66,7 +67,23 @@ def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alon
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            for worker, start in zip(workers, starts, strict=True):
+                if not start.done():
+                    worker.kill()
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Look for garbage seldom, and not in what is there already, libraries above all: a tenth of the time or more."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(COLLECTED_EVERY)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _done(pack: Pack) -> "Future[Pack]":
@@ -81,18 +98,28 @@ def cores() -> int:
     return min(allowed, MOST)
 
 
-def _pack_in_one(idle: "SimpleQueue[_Worker]", chunk: Chunk) -> Pack:
+def _start(worker: "_Worker", job: Job, idle: "SimpleQueue[_Worker]") -> bool:
+    worker.ask(job)
+    idle.put(worker)
+    return True
+
+
+def _pack_in_one(idle: "SimpleQueue[_Worker]", chunk: Chunk, job: Job) -> Pack:
     worker = idle.get()
     try:
-        return worker.pack(chunk)
+        pack = worker.ask(chunk)
+    except RecursionError:  # of a row nested deeper than can be sent, which is so rare that time does not matter
+        return Packer(job).pack(chunk)
     finally:
         idle.put(worker)
+    assert pack is not None
+    return pack
 
 
 class _Worker:
     """This process's end of one worker."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self) -> None:
         environment = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tunewright.data.workers"],
@@ -100,7 +127,6 @@ class _Worker:
             stdout=subprocess.PIPE,
             env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._job, self._begun = job, False
 
     def __enter__(self) -> "_Worker":
         return self
@@ -108,25 +134,26 @@ class _Worker:
     def __exit__(self, *error: object) -> None:
         """Let it end; it is killed where it is in the midst of work that nobody waits for."""
         if error[0] is not None:
-            self._process.kill()
+            self.kill()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # of a dead worker: what it was sent last is still to be written
             self._process.stdin.close()
         with self._process:  # closes the other pipe and waits
             pass
 
-    def pack(self, chunk: Chunk) -> Pack:
-        """Hand over a chunk and wait for what comes of it."""
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def ask(self, item: Job | Chunk) -> Pack | None:
+        """Hand over the job, which is answered by None, or a chunk, and wait for what comes of it.
+
+        Raises RecursionError before anything is sent, UsageError as Packer does, RunError where the worker died.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        sent = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
         try:
-            sent = pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)
-        except RecursionError:  # of a row nested deeper than can be sent, which is so rare that time does not matter
-            return Packer(self._job).pack(chunk)
-        try:
-            if not self._begun:
-                _send(self._process.stdin, self._job)
-                self._begun = True
             self._process.stdin.write(sent)
             self._process.stdin.flush()
             result = pickle.load(self._process.stdout)
@@ -136,7 +163,7 @@ class _Worker:
             raise RunError(f"a process that prepares data ended with code {code}{killed}") from error
         if isinstance(result, UsageError):
             raise result
-        assert isinstance(result, Pack)
+        assert result is None or isinstance(result, Pack)
         return result
 
 
@@ -152,15 +179,15 @@ def _serve() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else must write between packs
     try:
         packer = Packer(pickle.load(chunks))
-        gc.freeze()  # libraries and tokenizer stay; to go through them again and again takes a tenth of the time
-        gc.set_threshold(COLLECTED_EVERY)
-        while True:
-            chunk = pickle.load(chunks)
-            try:
-                result: Pack | UsageError = packer.pack(chunk)
-            except UsageError as error:
-                result = error
-            _send(packs, result)
+        _send(packs, None)
+        with seldom_collected():
+            while True:
+                chunk = pickle.load(chunks)
+                try:
+                    result: Pack | UsageError = packer.pack(chunk)
+                except UsageError as error:
+                    result = error
+                _send(packs, result)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         return
 
