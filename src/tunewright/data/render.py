@@ -1,9 +1,9 @@
 """Messages to text: a chat template's Jinja, compiled once, rendered as transformers' `apply_chat_template` does.
 
-Rendering is half the cost of preparing a data set, so neither compilation nor copies of the messages are paid per
-dialog. The environment is the same: sandboxed and immutable, since templates come from hubs; blocks trimmed; `break`
-and `continue`; `tojson`, `raise_exception`, `strftime_now`; and `{% generation %}` around what the assistant writes.
-Equal text is a test (tests/data/test_render.py), not a hope.
+Rendering is half the cost of preparing dialogs of many turns, so compilation is not paid per dialog, and most
+templates need not even be rendered for each (see skeleton.py). The environment is the same: sandboxed and immutable,
+since templates come from hubs; blocks trimmed; `break` and `continue`; `tojson`, `raise_exception`, `strftime_now`; and
+`{% generation %}` around what the assistant writes. Equal text is a test (tests/data/test_render.py), not a hope.
 """
 
 import json
@@ -20,6 +20,9 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunewright.data.examples import Message
+from tunewright.data.skeleton import Shape, Skeleton, read_contents, shape_of, stand_ins, take_apart
+
+KNOWN_SHAPES = 2000  # of dialogs, whose pieces are remembered
 
 Span = tuple[int, int]
 Tools = Sequence[Mapping[str, Any]]
@@ -37,28 +40,28 @@ class Renderer:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         environment = _environment()
         self._template = environment.from_string(source)
+        self._contents = read_contents(environment.parse(source))
+        self._skeletons: dict[tuple[bool, Shape], Skeleton] = {}
         self._variables = {**environment.globals, **variables}
 
     def text(self, messages: Sequence[Message], tools: Tools | None = None, add_generation_prompt: bool = False) -> str:
         """The rendered dialog; `tools` as `parse_tools` gives them."""
-        context = self._template.new_context(
-            {
-                **self._variables,
-                "messages": plain_messages(messages),
-                "tools": tools,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt,
-            },
-            shared=True,  # Template.render would gather the globals again for each dialog
-        )
-        return "".join(self._template.root_render_func(context))
+        shape = None if self._contents is None or tools is not None else shape_of(messages, self._contents.bare)
+        if shape is None:
+            return self._render(messages, tools, add_generation_prompt)
+        skeleton = self._skeletons.get((add_generation_prompt, shape))
+        if skeleton is None:
+            skeleton = take_apart(self._render(stand_ins(messages), None, add_generation_prompt))
+            if len(self._skeletons) < KNOWN_SHAPES:
+                self._skeletons[add_generation_prompt, shape] = skeleton
+        return skeleton.fill(messages)
 
     def marked(self, messages: Sequence[Message], tools: Tools | None = None) -> tuple[str, list[Span]]:
         """The rendered dialog and the characters [start, end) inside each `{% generation %}` block."""
         blocks: list[int] = []
         token = _blocks.set(blocks)
         try:
-            text = self.text(messages, tools)
+            text = self._render(messages, tools)
         finally:
             _blocks.reset(token)
         if not text.count(_BEGIN) == text.count(_END) == len(blocks):
@@ -73,6 +76,19 @@ class Renderer:
             pieces += [inside, outside]
             length += len(inside) + len(outside)
         return "".join(pieces), spans
+
+    def _render(self, messages: Sequence[Message], tools: Tools | None, add_generation_prompt: bool = False) -> str:
+        context = self._template.new_context(
+            {
+                **self._variables,
+                "messages": plain_messages(messages),
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
+            shared=True,  # Template.render would gather the globals again for each dialog
+        )
+        return "".join(self._template.root_render_func(context))
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

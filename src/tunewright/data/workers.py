@@ -50,10 +50,10 @@ def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alon
         if others == 0:
             yield from map(packer.pack, chain(begun, more, chunks))
             return
-        workers = [stack.enter_context(_Worker()) for _ in range(others)]
+        helpers = [stack.enter_context(_Worker()) for _ in range(others)]
         pool = stack.enter_context(ThreadPoolExecutor(others))
         idle: SimpleQueue[_Worker] = SimpleQueue()
-        starts = [pool.submit(_start, worker, job, idle) for worker in workers]
+        starts = [pool.submit(_start, worker, job, idle) for worker in helpers]
         waiting: deque[Future[Pack]] = deque()
         try:
             for chunk in chain(begun, more, chunks):
@@ -67,7 +67,7 @@ def pack_all(chunks: Iterable[Chunk], job: Job, workers: int | None = None, alon
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for worker, start in zip(workers, starts, strict=True):
+            for worker, start in zip(helpers, starts, strict=True):
                 if not start.done():
                     worker.kill()
             pool.shutdown(cancel_futures=True)
