@@ -189,7 +189,7 @@ def _volume(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_volume, value.values()))
+        return sum([len(part) if isinstance(part, str) else _volume(part) for part in value.values()])
     return sum(map(_volume, value)) if isinstance(value, list) else 0
 
 

@@ -34,15 +34,16 @@ OTHERS = "!-/:-@\\[-`{-~\u00bf\u00d7\u00f7\u2010-\u2027\u2030-\u203e\u3001\u3002
 OTHERS += "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff5e"
 
 _SAFE = re.compile(f"[{LETTERS}{NUMBERS}{SPACES}{OTHERS}]*")
+# Possessive (?+, ++) where giving back could not help: a tenth faster.
 _TAIL = rf"[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
-_GPT2 = rf"'(?:s|t|re|ve|m|ll|d)| ?[{LETTERS}]+| ?[{NUMBERS}]+| ?[^{SPACES}{LETTERS}{NUMBERS}]+|{_TAIL}"
+_GPT2 = rf"'(?:s|t|re|ve|m|ll|d)| ?+[{LETTERS}]++| ?+[{NUMBERS}]++| ?+[^{SPACES}{LETTERS}{NUMBERS}]++|{_TAIL}"
 _DIGITS = (  # digits one by one, then GPT-2's pattern on what lies between: a digit ends it like the end of the text
-    rf"[{NUMBERS}]|'(?:s|t|re|ve|m|ll|d)| ?[{LETTERS}]+| ?[^{SPACES}{LETTERS}{NUMBERS}]+"
+    rf"[{NUMBERS}]|'(?:s|t|re|ve|m|ll|d)| ?+[{LETTERS}]++| ?+[^{SPACES}{LETTERS}{NUMBERS}]++"
     rf"|[{SPACES}]+(?![^{SPACES}{NUMBERS}])|[{SPACES}]+"
 )
 _LLAMA3 = (
-    rf"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n{LETTERS}{NUMBERS}]?[{LETTERS}]+|[{NUMBERS}]{{1,3}}"
-    rf"| ?[^{SPACES}{LETTERS}{NUMBERS}]+[\r\n]*|[{SPACES}]*[\r\n]+|{_TAIL}"
+    rf"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n{LETTERS}{NUMBERS}]?+[{LETTERS}]++|[{NUMBERS}]{{1,3}}"
+    rf"| ?+[^{SPACES}{LETTERS}{NUMBERS}]++[\r\n]*+|[{SPACES}]*[\r\n]+|{_TAIL}"
 )
 _OWN_LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
