@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunewright.data.examples import Message, ToolCall
+from tunewright.data.words import Tokens
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 BREAK = "\ufdd0"  # a noncharacter: Unicode promises that no text holds it
@@ -67,7 +68,7 @@ class Escape:
         """As `broken`, for the JSON of the tools."""
         return None if tools is None else _break(_decoded(tools), self._for_others)
 
-    def encode(self, texts: Sequence[str]) -> "list[Encoding]":
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of rendered texts in which spellings are broken; offsets count the BREAKs.
 
         Raises ValueError where the tokenizer writes a control token even from plain text.
@@ -80,7 +81,7 @@ class Escape:
             for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if id in control and BREAK in text[start:end]:
                     raise ValueError("it spells a special token, which this tokenizer cannot write as plain text")
-        return encodings
+        return [Tokens.of(encoding) for encoding in encodings]
 
     def _pattern(self, message: Message) -> "re.Pattern[str]":
         return self._for_assistant if message.role == "assistant" else self._for_others

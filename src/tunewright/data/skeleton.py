@@ -19,8 +19,8 @@ from tunewright.data.examples import Message
 Kind = Literal["messages", "message", "content", "text", "strip"]  # a text is a content with more around it
 Shape = tuple[str, ...]
 
-_STAND_IN = "\ufdd0{}\ufdd0"  # noncharacters, so that no template has them
-_PLACE = re.compile("\ufdd0(\\d+)\ufdd0")
+_STAND_IN = "\ufdd3{}\ufdd3"  # noncharacters, so that no template has them
+_PLACE = re.compile("\ufdd3(\\d+)\ufdd3")
 _CHANGING = {"strftime_now", "lipsum", "self", "caller", "varargs", "kwargs"}  # not told by the messages alone
 _LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "depth", "depth0", "cycle"}
 _OPAQUE = (  # what could name or write messages in ways that are not followed here

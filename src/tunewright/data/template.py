@@ -32,7 +32,6 @@ from tunewright.data.words import Tokens, WordTokenizer
 from tunewright.errors import UsageError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -151,15 +150,16 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """Token ids after which the model writes its answer: the dialog so far and the generation prompt."""
-        if not self._escape.spelled(messages, tools):
-            text = self.render(messages, add_generation_prompt=True, tools=tools)
-            return list(self._encode([text])[0].ids)
         try:
-            broken, tools = self._escape.broken(messages), self._escape.broken_tools(tools)
-            text = self.render(broken, add_generation_prompt=True, tools=tools)
-            return list(self._escape.encode([text])[0].ids)
+            if self._escape.spelled(messages, tools):
+                broken, tools = self._escape.broken(messages), self._escape.broken_tools(tools)
+                (tokens,) = self._escape.encode([self.render(broken, add_generation_prompt=True, tools=tools)])
+            else:
+                (tokens,) = self._encode([self.render(messages, add_generation_prompt=True, tools=tools)])
         except ValueError as error:
             raise UsageError(f"this cannot be said to the model: {error}") from error
+        ids: list[int] = tokens.ids.tolist()
+        return ids
 
     def encode(self, dialog: Dialog) -> tuple[Encoded, ...]:
         """The sequences of one dialog. Raises UsageError with the place where it cannot be trained on."""
@@ -182,10 +182,10 @@ class ChatTemplate:
                 else:
                     yield self._weigh(item, [next(encodings) for _ in item.sequences])
 
-    def _encode(self, texts: list[str]) -> "Sequence[Encoding | Tokens]":
+    def _encode(self, texts: list[str]) -> list[Tokens]:
         if len(texts) >= _MANY:
             return self._words.encode_batch(texts)
-        return list(backend(self._tokenizer).encode_batch(texts, add_special_tokens=False))
+        return [Tokens.of(one) for one in backend(self._tokenizer).encode_batch(texts, add_special_tokens=False)]
 
     @cached_property
     def _words(self) -> WordTokenizer:
@@ -268,7 +268,7 @@ class ChatTemplate:
         except ValueError as error:
             return Refused(str(error))
 
-    def _weigh(self, rendered: _Rendered, encodings: "Sequence[Encoding | Tokens]") -> EncodedDialog:
+    def _weigh(self, rendered: _Rendered, encodings: Sequence[Tokens]) -> EncodedDialog:
         sequences = []
         longest = straddling = 0
         for (text, answers), encoding in zip(rendered.sequences, encodings, strict=True):
@@ -290,7 +290,7 @@ class ChatTemplate:
         before, found, after = whole.rpartition(_ANSWER)
         if not found or _QUESTION not in before:
             raise UsageError("the chat template leaves out the content of the messages; use another `data.template`")
-        turn_end = next((id for id in self._encode([after])[0].ids if id in self._added), None)
+        turn_end = next((id for id in self._encode([after])[0].ids.tolist() if id in self._added), None)
         lead = before.removeprefix(prompt)
         return turn_end, prompt == unprompted and lead != before and self._spelling.search(lead) is not None
 
@@ -298,7 +298,7 @@ class ChatTemplate:
     def markers(self) -> tuple[int, ...]:
         """Ids of the special and otherwise added tokens that the template writes around a question and its answer."""
         dialog = [Message("user", _QUESTION), Message("assistant", _ANSWER)]
-        written = self._encode([self._renderer.text(dialog)])[0].ids
+        written = self._encode([self._renderer.text(dialog)])[0].ids.tolist()
         return tuple(dict.fromkeys(id for id in written if id in self._added))
 
     @cached_property

@@ -5,15 +5,11 @@ A token is trained when it lies wholly inside an answer and not behind the stop 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunewright.data.examples import Encoded
 from tunewright.data.words import Tokens
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,52 +51,42 @@ class Weigher:
             position = before - len(self._added[id])
         return end
 
-    def weigh(self, text: str, answers: Sequence[Answer], encoding: "Encoding | Tokens") -> tuple[Encoded, int]:
+    def weigh(self, text: str, answers: Sequence[Answer], tokens: Tokens) -> tuple[Encoded, int]:
         """The tokens of `text` with their weights, and how many begin before an answer and end inside it."""
-        ids = np.asarray(encoding.ids, np.int32)
-        weights = np.zeros(len(ids), np.float32)
+        weights = np.zeros(len(tokens.ids), np.float32)
         straddling = 0
         for answer in answers:
-            first, last = _edge(encoding, text, answer.start), _edge(encoding, text, answer.end)
+            first, last = tokens.border(answer.start), tokens.border(answer.end)
             if first is None or last is None:
-                first, last, count = _tokens_inside(encoding, answer.start, answer.end)
+                first, last, count = _tokens_inside(tokens, answer.start, answer.end)
                 straddling += count
-            weights[first : self._stop_after(text, encoding, first, last)] = answer.weight
-        return Encoded(ids, weights), straddling
+            weights[first : self._stop_after(text, tokens, first, last)] = answer.weight
+        return Encoded(tokens.ids, weights), straddling
 
-    def _stop_after(self, text: str, encoding: "Encoding | Tokens", first: int, last: int) -> int:
+    def _stop_after(self, text: str, tokens: Tokens, first: int, last: int) -> int:
         """One past the first stop token of the run of added tokens and whitespace that ends [first, last).
 
         `last` where there is none: then the stop proof fails.
         """
-        ids, stop = encoding.ids, last
+        stop = last
         for i in range(last - 1, first - 1, -1):
-            if ids[i] in self._stops:
+            id = int(tokens.ids[i])
+            if id in self._stops:
                 stop = i + 1
-            elif ids[i] not in self._added and not text[slice(*encoding.token_to_chars(i) or (0, 0))].isspace():
+            elif id not in self._added and not text[tokens.spans[0, i] : tokens.spans[1, i]].isspace():
                 break
         return stop
 
 
-def _edge(encoding: "Encoding | Tokens", text: str, position: int) -> int | None:
-    """The token that begins at a character, where the one before it ends there; None where it is less simple."""
-    token = len(encoding.ids) if position == len(text) else encoding.char_to_token(position)
-    if token is None or token == 0:
-        return None
-    before = encoding.token_to_chars(token - 1)
-    here = (position, position) if position == len(text) else encoding.token_to_chars(token)
-    return token if before is not None and here is not None and before[1] == position == here[0] else None
-
-
-def _tokens_inside(encoding: "Encoding | Tokens", start: int, end: int) -> tuple[int, int, int]:
+def _tokens_inside(tokens: Tokens, start: int, end: int) -> tuple[int, int, int]:
     """[first, last) of the tokens wholly inside the characters [start, end), and how many only end inside.
 
-    Tokens of one character share its offsets, and some tokenizers trim a token's leading space from them: what no
-    token claims belongs to the one after it. Both bounds then never fall, and bisection finds the tokens.
+    Tokens of one character share its span, and some tokenizers trim a token's leading space from it: what no token
+    claims belongs to the one after it. Both bounds then never fall, and bisection finds the tokens.
     """
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    ends = np.maximum.accumulate(offsets[:, 1])
-    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends])[:-1])
-    first = int(np.searchsorted(starts, start))
-    last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(starts, end)))
+    begins, ends = tokens.spans
+    ends = np.maximum.accumulate(ends)
+    begins = np.minimum(begins, np.concatenate([[0], ends])[:-1])
+    first = int(np.searchsorted(begins, start))
+    last = min(int(np.searchsorted(ends, end, side="right")), int(np.searchsorted(begins, end)))
     return first, last, int(np.count_nonzero(ends[:first] > start))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 KNOWN_WORDS = 1 << 16  # remembered; then the rare ones are forgotten
 LEARNING = 4  # batches whose words are learnt although that does not pay at once
@@ -56,27 +56,23 @@ Cut = Callable[[str], list[str]]  # the words of a text without added tokens
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Of one text: `ids` int32 [n] and the characters [begin, end) that each stands for, `spans` int64 [2, n].
-
-    What else it has is called as in tokenizers' `Encoding`.
-    """
+    """Of one text: `ids` int32 [n] and the characters [begin, end) that each stands for, `spans` int64 [2, n]."""
 
     ids: np.ndarray
     spans: np.ndarray
 
-    @property
-    def offsets(self) -> np.ndarray:
-        """The characters that each token stands for, int64 [n, 2]."""
-        return self.spans.T
+    @classmethod
+    def of(cls, encoding: "Encoding") -> "Tokens":
+        """Those that the tokenizer itself gives."""
+        return cls(np.array(encoding.ids, np.int32), _to_spans(encoding.offsets))
 
-    def char_to_token(self, position: int) -> int | None:
-        """The first token that stands for a character, None where there is none."""
-        token = int(self.spans[1].searchsorted(position, "right"))
-        return token if token < len(self.ids) and self.spans[0, token] <= position else None
-
-    def token_to_chars(self, token: int) -> tuple[int, int]:
-        """The characters [begin, end) that a token stands for."""
-        return int(self.spans[0, token]), int(self.spans[1, token])
+    def border(self, position: int) -> int | None:
+        """The token that begins at a character where the one before it ends, all tokens' number where the last ends
+        there; None where it is less simple."""
+        token = int(self.spans[0].searchsorted(position))
+        if token == 0 or self.spans[1, token - 1] != position:
+            return None
+        return token if token == len(self.ids) or self.spans[0, token] == position else None
 
 
 class WordTokenizer:
@@ -201,7 +197,7 @@ class WordTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[Tokens]:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False) if texts else []
-        return [Tokens(np.array(one.ids, np.int32), _to_spans(one.offsets)) for one in encodings]
+        return [Tokens.of(one) for one in encodings]
 
 
 class _Numbers(dict[str, int]):
