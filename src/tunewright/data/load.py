@@ -113,7 +113,7 @@ class _Way:
 
 
 def _way(account: int, path: str, layout: Layout) -> _Way:
-    return _Way(account, layout, SourceReport(path, layout.format, layout.columns, 0, layout.guessed))
+    return _Way(account, layout, SourceReport(path, layout.format, layout.columns, 0, layout.guessed, kind=layout.kind))
 
 
 class _FileReader:
