@@ -19,13 +19,14 @@ from tunewright.data.encode import Prepared, prepare
 from tunewright.data.sampler import Sampler
 from tunewright.engine import fit
 from tunewright.engine import plan as planning
-from tunewright.engine.activations import DecoderMemory
+from tunewright.engine.activations import DecoderMemory, _Ledger
 from tunewright.engine.plan import Plan, plan_training
 from tunewright.engine.tunings import Tuned, load_for_training, trainable
 from tunewright.errors import UsageError
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.model import ForestModel, plain_model
 from tunewright.models.load import eos_ids, load_tokenizer
+from tunewright.models.recompute import recompute_layers
 
 
 @dataclass
@@ -153,6 +154,32 @@ def test_activations_are_what_autograd_keeps(case: Case, tuning: str, dtype: str
     autocast = (tuning, dtype) == ("full", "bfloat16")
     kept = really_kept(model, largest, autocast) - (narrowed(model) if autocast else 0)
     assert plan.activation_bytes == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", ["off", "full", 3])
+def test_the_peak_of_full_tuning_is_what_a_step_takes(
+    case: Case, tmp_path: Path, dtype: str, recompute: str | int
+) -> None:
+    """In a model whose weights outweigh its activations, so that a narrowed copy of them too many or too few shows."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 10}
+    large = Case(save_tiny(tiny_tokenizer("chatml"), tmp_path, **wide), case.data)
+    config = large.config("full", dtype, batch_size=8, recompute=recompute)
+    prepared, plan, model = large.prepared(config), large.plan(config), large.model(config)
+    recompute_layers(plain_model(model), recompute)  # type: ignore[arg-type]  # one of the two words, or a number
+    model.train()
+    forest = build_forest(max(steps(config, prepared), key=distinct_tokens))
+    for _, parameter in trainable(model):
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    with _Ledger() as ledger:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = ForestModel(plain_model(model), backend="cpu").weighted_nll(forest)
+        (forward,) = ledger.take()
+        loss.backward()
+        (backward,) = ledger.take()
+    took = max(forward.most, forward.growth + backward.most)
+    foretold = plan.activation_bytes + plan.temporary_bytes
+    assert foretold == pytest.approx(took, rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral-window", "mixtral", "gemma2", "gemma3"])
