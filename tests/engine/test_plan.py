@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import seeing_config, tiny_config, tiny_model
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
@@ -21,7 +22,7 @@ from tunewright.engine import fit
 from tunewright.engine import plan as planning
 from tunewright.engine.activations import DecoderMemory, _Ledger
 from tunewright.engine.plan import Plan, plan_training
-from tunewright.engine.tunings import Tuned, load_for_training, trainable
+from tunewright.engine.tunings import Tuned, load_for_training, trainable, write_weights
 from tunewright.errors import UsageError
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.model import ForestModel, plain_model
@@ -102,6 +103,34 @@ def test_parameters_and_their_bytes_are_exact(case: Case, tuning: str, dtype: st
     optimizer.step()
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     assert plan.training_state_bytes == sum(tensor.nbytes for tensor in [*trained, *trained, *moments])
+
+
+def test_of_a_model_that_sees_only_what_text_passes_through_is_trained(case: Case, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.save_pretrained(tmp_path)
+    settings = seeing_config(vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    seeing = Case(tmp_path, case.data)
+    config = seeing.config("full")
+    plan, model = seeing.plan(config), seeing.model(config)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any("vision_tower" in name for name in frozen)
+    assert frozen == {name for name, _ in model.named_parameters() if ".language_model." not in name}
+    trained = [parameter for _, parameter in trainable(model)]
+    assert plan.parameters == model.num_parameters()
+    assert plan.trainable_parameters == sum(parameter.numel() for parameter in trained)
+    assert plan.training_state_bytes == 4 * sum(parameter.nbytes for parameter in trained)
+    assert plan.weights_bytes == sum(model.get_parameter(name).nbytes for name in frozen)
+    # Its matrix products are those of the language model, too.
+    alone = tmp_path / "alone"
+    tokenizer.save_pretrained(alone)
+    settings.text_config.save_pretrained(alone)
+    assert plan.step_flops == Case(alone, case.data).plan(config.model_copy()).step_flops
+    # What stays as it is, is written with the rest.
+    write_weights(model, tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "run" / "model"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_steps_and_tokens_are_those_of_the_data(case: Case) -> None:

@@ -24,7 +24,14 @@ from tunewright.data.sampler import Sampler
 from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.fit import Choice, Fit, Flops
 from tunewright.engine.memory import available_memory
-from tunewright.engine.tunings import Tuned, require_forest, trainable, training_device, weights_dtype
+from tunewright.engine.tunings import (
+    Tuned,
+    require_forest,
+    train_language_model,
+    trainable,
+    training_device,
+    weights_dtype,
+)
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
@@ -278,7 +285,10 @@ def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> tupl
         )
     model.tie_weights()
     fused = fuse_blocks(model)
-    return (model if config.method.tuning == "full" else add_lora(model, config.lora, config.train.seed)), fused
+    if config.method.tuning == "lora":
+        return add_lora(model, config.lora, config.train.seed), fused
+    train_language_model(model)
+    return model, fused
 
 
 def _sizes(model: Tuned) -> tuple[int, int]:
@@ -308,7 +318,7 @@ def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
 def _flops(model: Tuned, loss_rows: float) -> Flops:
     plain = plain_model(model)
     head = plain.get_output_embeddings().weight.numel()
-    body = sum(layer.weight.numel() for layer in plain.modules() if isinstance(layer, nn.Linear)) - head
+    body = sum(layer.weight.numel() for layer in plain.get_decoder().modules() if isinstance(layer, nn.Linear))
     return Flops(6 if plain is model else 4, body, head, loss_rows)
 
 
