@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunewright.config.schema import RunConfig
@@ -308,7 +308,7 @@ def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> li
 def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
     """Logits of a chunk twice and their narrow form, the head's weight narrowed by autocast, and where it is trained
     its gradient, made in the forward, and what a chunk adds to that."""
-    head = plain_model(model).get_output_embeddings().weight
+    head: Tensor = plain_model(model).get_output_embeddings().weight
     compute = head.dtype if autocast is None else autocast
     narrowed = 0 if autocast is None else autocast.itemsize
     gradient = 4 + compute.itemsize if head.requires_grad else 0
