@@ -59,7 +59,7 @@ def measured_run(recipe: str, output: str) -> None:
         import torch  # noqa: F401  # these are what is measured
 
         mark("import torch")
-        from transformers import PreTrainedModel  # noqa: F401
+        from transformers import PreTrainedModel  # noqa: F401  # the same
 
         mark("import transformers' models")
         from tunewright.engine import start

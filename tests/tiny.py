@@ -9,6 +9,7 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     Glm4Config,
     GPT2Config,
@@ -67,6 +68,18 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     if family == "falcon":
         del settings["head_dim"]  # it follows from the rest there, and cannot be said
     return kind(**settings)
+
+
+def seeing_config(**changes: Any) -> Gemma3Config:
+    """Gemma 3 with a vision tower, as its larger releases have one; the tower's layers are called q_proj, too."""
+    return Gemma3Config(
+        text_config=tiny_config("gemma3", **changes).to_dict(),
+        vision_config={
+            **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+            **{"image_size": 8, "patch_size": 4},
+        },
+        mm_tokens_per_image=4,
+    )
 
 
 class WideRMSNorm(torch.nn.Module):

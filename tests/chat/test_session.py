@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from tunewright.chat.session import Session
-from tunewright.data.examples import Message
+from tunewright.data.examples import Message, ToolCall
 from tunewright.errors import UsageError
 
 
@@ -95,3 +95,39 @@ def test_an_answer_stopped_before_its_first_word_takes_its_question_along() -> N
     with pytest.raises(KeyboardInterrupt):
         list(session.answer(session.prompt("q"), interrupted))
     assert session.turns == []
+
+
+CALLED = Message("assistant", "c", tool_calls=(ToolCall("t", "{}"), ToolCall("u", "{}")))
+
+
+def test_results_go_with_their_question_when_the_context_is_full() -> None:
+    session = Session(Counting(), None, context=24, max_new_tokens=10)
+    turn(session, "aaa", "C")
+    assert "".join(map(chr, session.results(CALLED, ["R", "S"]))) == "aaacRS"
+    assert [(message.role, message.name) for message in session.turns[2:]] == [("tool", "t"), ("tool", "u")]
+    assert list(session.answer([], lambda ids: say("AAA"))) == ["AAA"]
+    assert "".join(map(chr, session.prompt("bbbbbb"))) == "bbbbbb"
+    assert session.dropped == 5
+
+
+def test_results_without_an_answer_are_forgotten() -> None:
+    session = Session(Counting(), None, context=24, max_new_tokens=10)
+    turn(session, "aaa", "C")
+    before = list(session.turns)
+    assert list(session.answer(session.results(CALLED, ["R", "S"]), lambda ids: say())) == []
+    assert session.turns == before
+    with pytest.raises(UsageError, match="the question and its results take 20 tokens"):
+        session.results(CALLED, ["R" * 8, "S" * 8])
+    assert session.turns == before
+
+
+def test_a_template_that_does_not_show_results_is_refused() -> None:
+    class Deaf(Counting):
+        def prompt_ids(self, messages: list[Message], tools: str | None) -> list[int]:
+            return super().prompt_ids([message for message in messages if message.role != "tool"], tools)
+
+    session = Session(Deaf(), None, context=24, max_new_tokens=10)
+    turn(session, "aaa", "C")
+    with pytest.raises(UsageError, match="does not show what a tool returned"):
+        session.results(CALLED, ["R", "S"])
+    assert session.turns[-1] == Message("assistant", "C")

@@ -267,6 +267,24 @@ def test_validation_rows_that_are_trained_on_are_told(
     assert told.endswith("will look better than the model is: hold out a file of other rows")
 
 
+def test_ranked_rows_are_told_to_teach_the_better_answer_alone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tunewright.cli.progress import Progress
+    from tunewright.cli.train import show_ready
+    from tunewright.engine.start import make_ready
+
+    rows = [{"prompt": f"Boat {n}?", "chosen": f"The Heron {n}.", "rejected": "No."} for n in range(12)]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = load_config(
+        None, [], {"model": str(model), "data": {"train": "ranked.jsonl"}, "output": str(tmp_path / "run")}
+    )
+    with Progress() as progress:
+        show_ready(make_ready(config, tmp_path), progress)
+    told = capsys.readouterr().out
+    assert "  12 rows rank a better and a worse answer: method.stage sft learns the better one alone; nothing" in told
+
+
 # Interrupted and resumed
 
 LONG = ("train.max_steps=60", "train.epochs=10", "train.save_steps=8", "lora.dropout=0.2", "train.evaluate_steps=1000")

@@ -8,24 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MambaConfig, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import seeing_config, tiny_config, tiny_model
 from tests.tokenizers import save_tiny, tiny_tokenizer
 from tunewright.config.schema import RunConfig
 from tunewright.data.encode import Prepared, prepare
 from tunewright.data.sampler import Sampler
 from tunewright.engine import fit
 from tunewright.engine import plan as planning
-from tunewright.engine.activations import DecoderMemory
+from tunewright.engine.activations import DecoderMemory, _Ledger
 from tunewright.engine.plan import Plan, plan_training
-from tunewright.engine.tunings import Tuned, load_for_training, trainable
+from tunewright.engine.tunings import Tuned, load_for_training, trainable, write_weights
 from tunewright.errors import UsageError
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.model import ForestModel, plain_model
 from tunewright.models.load import eos_ids, load_tokenizer
+from tunewright.models.recompute import recompute_layers
 
 
 @dataclass
@@ -103,6 +105,34 @@ def test_parameters_and_their_bytes_are_exact(case: Case, tuning: str, dtype: st
     assert plan.training_state_bytes == sum(tensor.nbytes for tensor in [*trained, *trained, *moments])
 
 
+def test_of_a_model_that_sees_only_what_text_passes_through_is_trained(case: Case, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.save_pretrained(tmp_path)
+    settings = seeing_config(vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    seeing = Case(tmp_path, case.data)
+    config = seeing.config("full")
+    plan, model = seeing.plan(config), seeing.model(config)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any("vision_tower" in name for name in frozen)
+    assert frozen == {name for name, _ in model.named_parameters() if ".language_model." not in name}
+    trained = [parameter for _, parameter in trainable(model)]
+    assert plan.parameters == model.num_parameters()
+    assert plan.trainable_parameters == sum(parameter.numel() for parameter in trained)
+    assert plan.training_state_bytes == 4 * sum(parameter.nbytes for parameter in trained)
+    assert plan.weights_bytes == sum(model.get_parameter(name).nbytes for name in frozen)
+    # Its matrix products are those of the language model, too.
+    alone = tmp_path / "alone"
+    tokenizer.save_pretrained(alone)
+    settings.text_config.save_pretrained(alone)
+    assert plan.step_flops == Case(alone, case.data).plan(config.model_copy()).step_flops
+    # What stays as it is, is written with the rest.
+    write_weights(model, tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "run" / "model"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_steps_and_tokens_are_those_of_the_data(case: Case) -> None:
     config = case.config(max_steps=10)
     plan, all_steps = case.plan(config), steps(config, case.prepared(config))
@@ -153,6 +183,32 @@ def test_activations_are_what_autograd_keeps(case: Case, tuning: str, dtype: str
     autocast = (tuning, dtype) == ("full", "bfloat16")
     kept = really_kept(model, largest, autocast) - (narrowed(model) if autocast else 0)
     assert plan.activation_bytes == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", ["off", "full", 3])
+def test_the_peak_of_full_tuning_is_what_a_step_takes(
+    case: Case, tmp_path: Path, dtype: str, recompute: str | int
+) -> None:
+    """In a model whose weights outweigh its activations, so that a narrowed copy of them too many or too few shows."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 10}
+    large = Case(save_tiny(tiny_tokenizer("chatml"), tmp_path, **wide), case.data)
+    config = large.config("full", dtype, batch_size=8, recompute=recompute)
+    prepared, plan, model = large.prepared(config), large.plan(config), large.model(config)
+    recompute_layers(plain_model(model), recompute)  # type: ignore[arg-type]  # one of the two words, or a number
+    model.train()
+    forest = build_forest(max(steps(config, prepared), key=distinct_tokens))
+    for _, parameter in trainable(model):
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    with _Ledger() as ledger:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = ForestModel(plain_model(model), backend="cpu").weighted_nll(forest)
+        (forward,) = ledger.take()
+        loss.backward()
+        (backward,) = ledger.take()
+    took = max(forward.most, forward.growth + backward.most)
+    foretold = plan.activation_bytes + plan.temporary_bytes
+    assert foretold == pytest.approx(took, rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral-window", "mixtral", "gemma2", "gemma3"])

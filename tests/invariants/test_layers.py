@@ -1,7 +1,9 @@
-"""Dependencies go down, verbs start fast, and every package that is imported is declared."""
+"""Dependencies go down, verbs start fast, what is imported is declared, and what silences a check says why."""
 
 import ast
+import re
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -99,3 +101,14 @@ def test_every_imported_package_is_declared_and_every_declared_one_pinned() -> N
     pinned = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
     development = {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"]["dev"]}
     assert declared | development <= pinned
+
+
+def test_what_silences_a_check_says_why() -> None:
+    root = SOURCE.parents[1]
+    silent = re.compile(r"#\s*(?:noqa|type: ignore)(?::\s*[A-Z]+\d+|\[[a-z-]+\])?\W*$")
+    found = []
+    for path in sorted(path for folder in ("src", "tests", "benchmarks") for path in (root / folder).rglob("*.py")):
+        with tokenize.open(path) as file:
+            comments = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+        found += [f"{path.relative_to(root)}:{one.start[0]}" for one in comments if silent.search(one.string)]
+    assert not found

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import seeing_config, tiny_model
 from tunewright.config.schema import LoraConfig
 from tunewright.errors import RunError, UsageError
 from tunewright.models.adapters import add_lora, linear_names, load_adapter
@@ -97,18 +97,9 @@ def test_an_adapter_that_does_not_fit_or_is_pickled_is_refused(tmp_path: Path) -
 
 
 def seeing_model() -> PreTrainedModel:
-    """Gemma 3 with a vision tower, as its larger releases have one; the tower's layers are called q_proj, too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = Gemma3Config(
-            text_config=tiny_config("gemma3").to_dict(),
-            vision_config={
-                **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
-                **{"image_size": 8, "patch_size": 4},
-            },
-            mm_tokens_per_image=4,
-        )
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(seeing_config())
     return model
 
 

@@ -1,13 +1,15 @@
 import errno
 import json
 import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from tunewright.errors import RunError
-from tunewright.models.cache import MANIFEST, build_once, cache_root, find_fault
+from tunewright.models.cache import KEPT_DAYS, MANIFEST, build_once, cache_root, find_fault, forget_old, write_aside
 
 
 def build_files(aside: Path) -> None:
@@ -125,3 +127,29 @@ def test_cache_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert cache_root() == tmp_path / "tunewright"
     monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "mine"))
     assert cache_root() == tmp_path / "mine"
+
+
+def test_small_files_are_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "plan.json"
+    write_aside(path, b"first")
+    assert path.read_bytes() == b"first"
+    replaced: list[bytes] = []
+    monkeypatch.setattr(os, "replace", lambda part, whole: replaced.append(Path(part).read_bytes()))
+    write_aside(path, b"second")
+    assert replaced == [b"second"]
+    assert path.read_bytes() == b"first"
+
+
+def test_what_nobody_opened_for_long_is_forgotten(tmp_path: Path) -> None:
+    now = time.time()
+    for name, days in (("new", KEPT_DAYS - 1), ("old", KEPT_DAYS + 1)):
+        build_once(tmp_path / name, build_files)
+        (tmp_path / f"{name}.json").write_text("{}")
+        for path in (tmp_path / name / MANIFEST, tmp_path / f"{name}.json", tmp_path / f"{name}.lock"):
+            path.touch()
+            os.utime(path, (now, now - days * 86400))
+    half = tmp_path / ".broken.123.writing"
+    half.mkdir()
+    os.utime(half, (0, 0))
+    forget_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new.json", "new.lock"]

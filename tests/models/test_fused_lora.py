@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.tiny import tiny_model
 from tunewright.config.schema import LoraConfig
 from tunewright.models.adapters import add_lora, load_adapter
-from tunewright.models.fused_lora import FusedLoraLinear, together
+from tunewright.models.fused_lora import FEW_ROWS, FusedLoraLinear, together
 
 WIDE, NARROW = 24, 10
 
@@ -238,3 +238,31 @@ def test_saved_adapters_are_plain_peft(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         assert torch.allclose(torch.load(out), model(torch.tensor([[5, 9, 20]])).logits, atol=1e-5)
+
+
+def test_few_rows_without_gradients_are_adapted_in_float32() -> None:
+    """As answers are computed token by token; no less exact than the fused product, and no adapter is narrowed."""
+    _, fused = layers(torch.bfloat16)
+    x = sample(3, 1, dtype=torch.bfloat16)
+    down, up = fused.lora_A["default"].weight, fused.lora_B["default"].weight
+    with torch.no_grad():
+        plain = nn.functional.linear(x, fused.base_layer.weight, fused.base_layer.bias)
+        exact = (plain + 1.5 * (x.float() @ down.T @ up.T)).to(torch.bfloat16)
+        wide = plain.double() + 1.5 * (x.double() @ down.double().T @ up.double().T)
+        few = fused(x)
+        (also,) = together([fused], x)
+    assert few.dtype == torch.bfloat16
+    assert few.shape == exact.shape
+    assert torch.equal(few, exact)
+    assert torch.equal(also, exact)
+    narrow = fused(x).detach()
+    assert not torch.equal(narrow, exact)
+    assert distance(few, wide) <= distance(narrow, wide)
+
+
+def test_many_rows_are_adapted_alike_with_and_without_gradients() -> None:
+    _, fused = layers(torch.bfloat16)
+    x = sample(FEW_ROWS + 1, dtype=torch.bfloat16)
+    with torch.no_grad():
+        without = fused(x)
+    assert torch.equal(without, fused(x).detach())

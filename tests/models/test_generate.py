@@ -1,7 +1,10 @@
 import threading
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.tiny import VOCABULARY, tiny_model
@@ -9,6 +12,7 @@ from tests.tokenizers import tiny_tokenizer
 from tunewright.config.schema import LoraConfig
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
+from tunewright.forest.model import plain_model
 from tunewright.models import generate as module
 from tunewright.models.adapters import add_lora
 from tunewright.models.generate import Answer, generate, stream
@@ -106,6 +110,30 @@ def test_adapters_speak() -> None:
     assert tuned != plain
     with model.disable_adapter():
         assert generate(model, TOKENIZER, PROMPTS, STOPS, 12) == plain
+
+
+class Shapes(TorchDispatchMode):
+    """Shapes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
+        return out
+
+
+def test_a_frozen_output_layer_is_not_copied_for_each_row_of_a_batch() -> None:
+    model = add_lora(tiny_model(), LoraConfig(rank=4), 0)
+    with Shapes() as shapes:
+        generate(model, TOKENIZER, PROMPTS, STOPS, 2)
+    assert (len(PROMPTS), VOCABULARY) in shapes.seen
+    copies = {(len(PROMPTS), *sizes) for sizes in ((32, VOCABULARY), (VOCABULARY, 32))}
+    assert not copies & shapes.seen
+    output = plain_model(model).get_output_embeddings()
+    assert not output._forward_pre_hooks  # what was done for the answer is undone
 
 
 def test_stream_is_generate_in_pieces() -> None:

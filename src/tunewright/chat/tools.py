@@ -1,17 +1,21 @@
 """Tools in a chat: read from a file as those of a row are, and the calls that an answer holds."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunewright.data.examples import ToolCall
+from tunewright.data.examples import Message, ToolCall
 from tunewright.data.render import parse_tools
-from tunewright.data.turns import as_tool_call, tools_text
+from tunewright.data.turns import answer, as_tool_call, tools_text
 from tunewright.data.values import BadRow
 from tunewright.errors import UsageError
 
 _FORM = 'give a JSON list of function schemas, as [{"name": …, "description": …, "parameters": {…}}]'
+
+# What templates write before a call, at the end of what was said: <tool_call>, <|python_tag|>, [TOOL_CALLS], ```json.
+_OPENING = re.compile(r"(?:\s*(?:<(?!/)[^<>\n]*>|\[[A-Z_]+\]|```\w*))*\s*$")
 
 
 def read_tools(path: Path) -> str:
@@ -33,27 +37,35 @@ def read_tools(path: Path) -> str:
     return tools
 
 
-def find_calls(text: str, tools: str) -> list[ToolCall]:
-    """The calls of these tools in an answer, in order, whatever the template writes around their JSON objects."""
+def read_calls(text: str, tools: str) -> Message | None:
+    """An answer that calls some of these tools, as a row of data holds it; None where no call is recognised.
+
+    The calls are JSON objects, in order, whatever the template writes around them; what is said before the first of
+    them is kept.
+    """
     names = {tool["function"]["name"] for tool in parse_tools(tools) or []}
-    calls = []
-    for value in _json_values(text):
+    calls: list[ToolCall] = []
+    said = ""
+    for start, value in _json_values(text):
         for item in value if isinstance(value, list) else [value]:
             try:
                 call = as_tool_call(item)
             except BadRow:
                 continue
             if call.name in names:
+                said = said if calls else _OPENING.sub("", text[:start]).rstrip()
                 calls.append(call)
-    return calls
+    return answer(said, calls=tuple(calls)) if calls else None
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """Every JSON object and list that stands in a text, and none that stands in another."""
+def _json_values(text: str) -> Iterator[tuple[int, Any]]:
+    """Every JSON object and list that stands in a text, and none that stands in another; each with where it begins."""
     decoder, at = json.JSONDecoder(), 0
     while (at := min((found for mark in "{[" if (found := text.find(mark, at)) >= 0), default=-1)) >= 0:
         try:
-            value, at = decoder.raw_decode(text, at)
-            yield value
+            value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             at += 1
+        else:
+            yield at, value
+            at = end

@@ -3,13 +3,15 @@
     tunewright chat RUN|MODEL [--checkpoint N] [--base] [--system TEXT] [--temperature T] [--tools FILE.json]
 
 A run is asked with the template, system prompt and stop tokens it was trained with; the tools that it may call stand in
-a file, as they do in its data, and its calls are shown. Questions may also come from a pipe, one a line; the answers
-then go to standard output and remarks to standard error.
+a file, as they do in its data. Where an answer calls some of them, what each returned is asked for, and the model goes
+on. Questions and results may also come from a pipe, one a line; the answers then go to standard output and remarks to
+standard error.
 """
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,7 @@ from tunewright.errors import UsageError
 if TYPE_CHECKING:
     from tunewright.chat.partner import Partner
     from tunewright.chat.session import Session
+    from tunewright.data.examples import Message
     from tunewright.models.generate import Answer
 
 COMMANDS = (
@@ -82,6 +85,8 @@ class Terminal:
         self.seed = seed
         self.asked = 0
         self.interactive = sys.stdin.isatty()
+        self.called: Message | None = None  # the latest answer, while results of its calls are to come
+        self.returned: list[str] = []  # those that came
 
     def run(self) -> None:
         if self.interactive:
@@ -92,8 +97,12 @@ class Terminal:
                 return
             if text.startswith("/") and self._command(*text.partition(" ")[::2]):
                 continue
-            if text:
-                self._ask(text)
+            if self.called is not None:
+                self._take_result(self.called, text)
+            elif text:
+                self._reply(partial(self.session.prompt, text))
+        if self.called is not None:
+            self._remark(f"(the input ended before {self._waiting(self.called)} returned anything)")
 
     def _lines(self) -> Iterator[str]:
         if not self.interactive:
@@ -103,7 +112,8 @@ class Terminal:
 
         while True:
             try:
-                yield input("\nyou: ")
+                waiting = None if self.called is None else self._waiting(self.called)
+                yield input(f"{waiting} returned (empty: go on without): " if waiting else "\nyou: ")
             except EOFError:
                 print()
                 return
@@ -114,25 +124,43 @@ class Terminal:
         """Obey a command; False when it is none, for a question may begin with a slash."""
         if name == "/reset":
             self.session.reset()
+            self.called = None
             self._remark("(the dialog is forgotten)")
         elif name == "/system":
             self.session.system = argument.strip() or None
             self.session.reset()
+            self.called = None
             self._remark(f"(system prompt: {self.session.system or 'none'}; the dialog is forgotten)")
         elif name == "/base" and self.partner.base_folder is None:
             self._remark("(this model was not tuned here: there is no base to compare with)")
         elif name == "/base":
             self.comparing = not self.comparing
             self._remark(f"(the base model {'answers too' if self.comparing else 'is silent'})")
-        elif self.interactive and " " not in name and not argument:
+        elif self.interactive and self.called is None and not argument:
             self._remark(f"(no such command; {COMMANDS})")
         else:
             return False
         return True
 
-    def _ask(self, question: str) -> None:
+    def _take_result(self, called: "Message", text: str) -> None:
+        """What a tool returned; an empty line leaves the calls as they are, and the next line is a question again."""
+        if not text:
+            self.called = None
+            self._remark("(the calls are left unanswered)")
+            return
+        self.returned.append(text)
+        if len(self.returned) == len(called.tool_calls):
+            self.called = None
+            self._reply(partial(self.session.results, called, self.returned))
+
+    def _waiting(self, called: "Message") -> str:
+        """The name of the tool whose result comes next."""
+        return called.tool_calls[len(self.returned)].name
+
+    def _reply(self, add: Callable[[], list[int]]) -> None:
+        """Print the answer to what `add` adds to the dialog."""
         try:
-            ids = self.session.prompt(question)
+            ids = add()
         except UsageError as error:
             self._remark(f"({error})")
             return
@@ -140,40 +168,43 @@ class Terminal:
             self._remark(f"(the context is full: the oldest {self.session.dropped} messages are forgotten)")
         self.asked += 1
         seed = secrets.randbits(31) if self.seed is None else self.seed + self.asked
-        if self.comparing and not self._print("base: ", self.partner.speak(ids, seed, base=True)):
+        if self.comparing and self._print("base: ", self.partner.speak(ids, seed, base=True)) is None:
             self.session.withdraw()
             return
         answer = self.session.answer(ids, lambda ids: self.partner.speak(ids, seed))
-        self._print("tuned: " if self.comparing else "", answer)
+        said = self._print("tuned: " if self.comparing else "", answer)
+        self.called, self.returned = (None if said is None else self._calls(said)), []
 
-    def _print(self, label: str, pieces: "Iterator[str | Answer]") -> bool:
-        """Print an answer as it comes; False when Ctrl-C stopped it. In a pipe Ctrl-C ends the program instead."""
+    def _print(self, label: str, pieces: "Iterator[str | Answer]") -> "Answer | None":
+        """Print an answer as it comes; None when Ctrl-C stopped it. In a pipe Ctrl-C ends the program instead."""
         try:
-            self._print_all(label, pieces)
+            return self._print_all(label, pieces)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
             self._remark("\n(stopped)")
-            return False
-        return True
+            return None
 
-    def _print_all(self, label: str, pieces: "Iterator[str | Answer]") -> None:
+    def _print_all(self, label: str, pieces: "Iterator[str | Answer]") -> "Answer | None":
         print(label, end="", flush=True)
+        answer = None
         for piece in pieces:
             if isinstance(piece, str):
                 print(piece, end="", flush=True)
-            else:
-                print(flush=True)
-                if piece.finish == "length":
-                    self._remark(f"(cut at {len(piece.ids):,} tokens)")
-                self._show_calls(piece.text)
-
-    def _show_calls(self, text: str) -> None:
-        from tunewright.chat.tools import find_calls
-
-        if self.session.tools is not None:
-            for call in find_calls(text, self.session.tools):
+                continue
+            answer = piece
+            print(flush=True)
+            if answer.finish == "length":
+                self._remark(f"(cut at {len(answer.ids):,} tokens)")
+            called = self._calls(answer)
+            for call in () if called is None else called.tool_calls:
                 self._remark(f"(calls {call.name} with {call.arguments})")
+        return answer
+
+    def _calls(self, answer: "Answer") -> "Message | None":
+        from tunewright.chat.tools import read_calls
+
+        return None if self.session.tools is None else read_calls(answer.text, self.session.tools)
 
     def _remark(self, text: str) -> None:
         print(text, file=sys.stdout if self.interactive else sys.stderr, flush=True)

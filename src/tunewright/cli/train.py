@@ -49,6 +49,7 @@ def show_ready(ready: "Ready", progress: "Progress") -> None:
     """What was found in the data and what is planned."""
     from tunewright.config.paths import shown
     from tunewright.data.account import places
+    from tunewright.data.findings.answers import look_at_ranks
     from tunewright.data.findings.found import are, count_of
 
     for source in ready.prepared.loaded.sources:
@@ -66,6 +67,8 @@ def show_ready(ready: "Ready", progress: "Progress") -> None:
             f"  ! {count_of(overlap.count, 'validation row')} {are(overlap.count)} trained on too ({places(overlap)}), "
             "so validation will look better than the model is: hold out a file of other rows"
         )
+    for ranked in look_at_ranks(ready.prepared.loaded, ready.config.method.stage):
+        progress.say(f"  {ranked.message}; {ranked.advice}")
     train, validation = ready.prepared.train, ready.prepared.validation
     counts = f"to train on with {train.supervised_tokens:,} trained tokens, {len(validation):,} held out"
     if ready.config.method.stage == "pt":

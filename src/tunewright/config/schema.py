@@ -207,7 +207,8 @@ class MethodConfig(Section):
 
     stage: Literal["pt", "sft"] = Field("sft", description="pt continues pre-training on raw text, sft learns answers.")
     tuning: Literal["full", "lora"] = Field(
-        "lora", description="full trains every weight, lora small adapters beside frozen ones."
+        "lora",
+        description="full trains every weight that text passes through, lora small adapters beside frozen ones.",
     )
 
 

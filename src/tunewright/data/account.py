@@ -34,7 +34,7 @@ class RowTally:
 class SourceReport:
     """How one source was read. `columns` maps a key of `data.train.columns` to the column's name; `guessed` says that
     neither the config nor a known form gave these names; `ignored` are the columns that nothing is read from although
-    something stands there, each with the number of such rows and the place of the first."""
+    something stands there, each with the number of such rows and the place of the first; `kind` is what a row holds."""
 
     path: str
     format: str
@@ -42,6 +42,7 @@ class SourceReport:
     rows: int
     guessed: bool
     ignored: dict[str, tuple[int, Place]] = field(default_factory=dict)
+    kind: str = "dialog"
 
     @property
     def unread(self) -> list[str]:
@@ -57,7 +58,8 @@ class Loaded:
     """How the files of a run were read.
 
     `rows` counts what was read, left out or not; `dropped` are the rows that are no examples. `duplicates` and
-    `overlap` are as in `Account`. `sha256` is that of the files' bytes, one after another.
+    `overlap` are as in `Account`. `sha256` is that of the files' bytes, one after another. `ranked` counts examples
+    with a better and a worse answer.
     """
 
     dropped: list[RowTally]
@@ -66,6 +68,7 @@ class Loaded:
     rows: int
     sha256: str
     overlap: RowTally = field(default_factory=lambda: RowTally("equal to a training row"))
+    ranked: int = 0
 
 
 @dataclass(slots=True)
@@ -147,6 +150,11 @@ class SourceAccount:
     number: int = 0
     bad: dict[str, RowTally] = field(default_factory=dict)
 
+    @property
+    def examples(self) -> int:
+        """Rows that are examples."""
+        return self.report.rows - sum(tally.count for tally in self.bad.values())
+
 
 @dataclass(slots=True)
 class Account:
@@ -184,6 +192,7 @@ class Account:
             rows=self.rows,
             sha256=sha256,
             overlap=self.overlap,
+            ranked=sum(source.examples for source in self.sources if source.report.kind == "preference"),
         )
 
 
@@ -242,8 +251,8 @@ def refuse_too_much(account: Account, max_length: int, drop_bad_rows: bool) -> N
 
 
 def _refuse_source(source: SourceAccount, drop_bad_rows: bool) -> None:
-    bad, rows = sum(item.count for item in source.bad.values()), source.report.rows
-    kept = rows - bad
+    kept, rows = source.examples, source.report.rows
+    bad = rows - kept
     if kept and (drop_bad_rows or bad * MOST_BAD <= rows):
         return
     share = "more than a tenth" if kept else "nothing is left"

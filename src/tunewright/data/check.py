@@ -9,6 +9,7 @@ import numpy as np
 from tunewright.data.account import RowTally, SourceReport
 from tunewright.data.encode import Prepared, stop_failure
 from tunewright.data.examples import Encoded, Place
+from tunewright.data.findings.answers import look_at_ranks
 from tunewright.data.findings.find import Looked, look
 from tunewright.data.findings.found import Found
 from tunewright.data.findings.scripts import ScriptShares
@@ -125,7 +126,7 @@ def gather_facts(
     `stated_eos` are the ids that the model's own files end an answer with, `known` is what was found in these files.
     """
     sides = (prepared.train, prepared.validation)
-    looked = look(prepared, tokenizer, stated_eos, known)
+    looked = look(prepared, tokenizer, stated_eos, [*known, *look_at_ranks(prepared.loaded, stage)])
     loaded, proof = prepared.loaded, prepared.stop_proof
     subject = "answer" if stage == "sft" else "document"
     proven = f"all {proof.stretches:,} {subject}s end with a token that generation stops at"

@@ -23,10 +23,10 @@ from tunewright.data.first_rows import SAMPLE
 from tunewright.data.pack import Chunk
 from tunewright.data.read import read_files
 from tunewright.data.registry import expand_registry
-from tunewright.data.store import stores_root, write_aside
+from tunewright.data.store import stores_root
 from tunewright.data.values import is_empty
 from tunewright.errors import UsageError
-from tunewright.models.cache import Notify, to_stderr
+from tunewright.models.cache import Notify, to_stderr, write_aside
 
 CHUNK_ROWS = 1000
 CHUNK_VOLUME = 4 << 20  # characters
@@ -113,7 +113,7 @@ class _Way:
 
 
 def _way(account: int, path: str, layout: Layout) -> _Way:
-    return _Way(account, layout, SourceReport(path, layout.format, layout.columns, 0, layout.guessed))
+    return _Way(account, layout, SourceReport(path, layout.format, layout.columns, 0, layout.guessed, kind=layout.kind))
 
 
 class _FileReader:

@@ -82,7 +82,7 @@ def _download(repository: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     # hub versions stand on different HTTP libraries and import this name from theirs
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, not exported
 
     try:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))

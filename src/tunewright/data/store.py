@@ -13,7 +13,6 @@ renamed, so a broken one is never seen, and of two runs that need the same at on
 
 import hashlib
 import os
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,9 +33,8 @@ from tunewright.data.mix import Part
 from tunewright.data.pack import EXAMPLE, RUN, SEQUENCE, Chunk, Job, Pack
 from tunewright.data.split import hold_out, repeated
 from tunewright.data.workers import pack_all
-from tunewright.models.cache import MANIFEST, Notify, build_once, cache_root, to_stderr
+from tunewright.models.cache import MANIFEST, Notify, build_once, cache_root, forget_old, to_stderr, write_aside
 
-KEPT_DAYS = 30  # a store nobody opened for so long is deleted when another is built
 SPOKEN_SECONDS = 10.0  # between two lines about progress
 REMEMBERED = 100_000  # of so many examples and more it is kept which are held out: to find out takes a second
 
@@ -226,14 +224,6 @@ class _Looked(Sequence[_Item]):
         return self._look_up(self._indices[index])
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a small file of the cache so that it is never seen in part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
-
-
 def _write(folder: Path, chunks: Iterable[SourceAccount | Chunk], job: Job, notify: Notify) -> None:
     """Write a new store into an empty folder."""
     forget_old(folder.parent)
@@ -345,13 +335,3 @@ def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.zeros(0, dtype)  # nothing can't be mapped
     return np.asarray(np.memmap(path, dtype, mode="r"))
-
-
-def forget_old(root: Path) -> None:
-    """Delete what nobody opened for long in a folder of the cache, and what interrupted builds left behind."""
-    oldest = time.time() - KEPT_DAYS * 86400
-    for path in root.iterdir():
-        with suppress(OSError):  # another process may delete it at the same time
-            used = path / MANIFEST if (path / MANIFEST).exists() else path
-            if used.stat().st_mtime < oldest:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()

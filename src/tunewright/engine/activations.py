@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.pytorch_utils import Conv1D
 
 from tunewright.engine.remembered import remembered
 from tunewright.engine.tunings import Tuned, trainable
@@ -35,12 +36,16 @@ WALKED = 5
 class StepMemory:
     """Bytes: `kept` by the forward for the backward, and `forward` and `backward`, the most that each holds at once.
 
-    Neither the output head nor the gradients that stay until the update are in them.
+    Neither the output head nor the gradients that stay until the update are in them. Nor are the narrow copies of
+    weights that autocast makes, which do not grow with the forest: `narrowed_forward` and `narrowed_backward` are held
+    beside the most of either.
     """
 
     kept: int
     forward: int
     backward: int
+    narrowed_forward: int = 0
+    narrowed_backward: int = 0
 
 
 class DecoderMemory:
@@ -72,6 +77,9 @@ class DecoderMemory:
         layers = switchable_layers(plain_model(model))
         self.layers = len(layers)
         self._walked = self.layers
+        narrow = 0 if autocast is None else autocast.itemsize
+        self._narrowed = [narrow * _linear_weights(layer) for layer in layers.values()]
+        self._narrowed_beside = narrow * _linear_weights(plain_model(model).get_decoder()) - sum(self._narrowed)
         with self._mode:
             _pretend(model, torch.bfloat16 if self._halved else None)
             for _, parameter in trainable(model):
@@ -90,8 +98,15 @@ class DecoderMemory:
         dropped = (own.end.growth - off.end.growth) * count // max(1, self._walked)
         live, most = _over([*forward, own.after, off.end, _Stretch(dropped, 0)], 0)
         _, most_backward = _over([own.turn, *reversed(backward)], live)
-        factor = 2 if self._halved else 1
-        return StepMemory(factor * live, factor * most, factor * most_backward)
+        narrowed = self._narrowed_beside + sum(self._narrowed)
+        kept_narrowed = self._narrowed_beside + sum(self._narrowed[count:])
+        # A layer that is computed again narrows its weights again.
+        backward_narrowed = max(kept_narrowed, self._narrowed_beside + max(self._narrowed[:count], default=0))
+        if self._halved:  # walked without autocast
+            return StepMemory(2 * live, 2 * most, 2 * most_backward, narrowed, backward_narrowed)
+        return StepMemory(
+            live - kept_narrowed, most - narrowed, most_backward - backward_narrowed, narrowed, backward_narrowed
+        )
 
     def _source(self, index: int) -> int:
         """The walked layer that the layer `index` is like."""
@@ -156,6 +171,11 @@ def _over(stretches: Iterable[_Stretch], live: int) -> tuple[int, int]:
         most = max(most, live + stretch.most)
         live += stretch.growth
     return live, most
+
+
+def _linear_weights(module: nn.Module) -> int:
+    """Number of the weights below `module` that autocast narrows."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, (nn.Linear, Conv1D)))
 
 
 def _shorten(decoder: nn.Module, layers: dict[str, Any]) -> bool:

@@ -86,13 +86,14 @@ class Fit:
     def peak(self, tokens: int, recomputed: int) -> int:
         step = self.memory.recomputing(recomputed)
         forward, backward = (count * tokens // self.most for count in (step.forward, step.backward))
-        return self.fixed + max(self.head + forward, backward)
+        return self.fixed + max(self.head + step.narrowed_forward + forward, step.narrowed_backward + backward)
 
     def fitting(self, recomputed: int) -> int:
         """The most tokens at once whose peak is within the budget; less than one where nothing fits."""
         step: StepMemory = self.memory.recomputing(recomputed)
         left = self.budget - self.fixed
-        return int(self.most * min((left - self.head) / step.forward, left / step.backward))
+        forward, backward = left - self.head - step.narrowed_forward, left - step.narrowed_backward
+        return int(self.most * min(forward / step.forward, backward / step.backward))
 
     def quickest(self, recompute: Recompute, forest_tokens: int | None) -> Choice | None:
         """The choice of least cost among those that fit and are as asked; None where there is none."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunewright.config.schema import RunConfig
@@ -24,7 +24,14 @@ from tunewright.data.sampler import Sampler
 from tunewright.engine.activations import DecoderMemory
 from tunewright.engine.fit import Choice, Fit, Flops
 from tunewright.engine.memory import available_memory
-from tunewright.engine.tunings import Tuned, require_forest, trainable, training_device, weights_dtype
+from tunewright.engine.tunings import (
+    Tuned,
+    require_forest,
+    train_language_model,
+    trainable,
+    training_device,
+    weights_dtype,
+)
 from tunewright.errors import UsageError
 from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attention
 from tunewright.forest.build import build_forest, distinct_tokens
@@ -278,7 +285,10 @@ def _without_memory(config: RunConfig, folder: Path, dtype: torch.dtype) -> tupl
         )
     model.tie_weights()
     fused = fuse_blocks(model)
-    return (model if config.method.tuning == "full" else add_lora(model, config.lora, config.train.seed)), fused
+    if config.method.tuning == "lora":
+        return add_lora(model, config.lora, config.train.seed), fused
+    train_language_model(model)
+    return model, fused
 
 
 def _sizes(model: Tuned) -> tuple[int, int]:
@@ -296,17 +306,19 @@ def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> li
 
 
 def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
-    """Logits of a chunk twice and their narrow form, the head's gradient where it is trained, and narrowed weights."""
-    head = plain_model(model).get_output_embeddings().weight
-    gradient = head.numel() * 4 if head.requires_grad else 0  # made in the forward
-    linears = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    return 3 * usual_chunk_bytes(len(head)) + gradient + (0 if autocast is None else autocast.itemsize * linears)
+    """Logits of a chunk twice and their narrow form, the head's weight narrowed by autocast, and where it is trained
+    its gradient, made in the forward, and what a chunk adds to that."""
+    head: Tensor = plain_model(model).get_output_embeddings().weight
+    compute = head.dtype if autocast is None else autocast
+    narrowed = 0 if autocast is None else autocast.itemsize
+    gradient = 4 + compute.itemsize if head.requires_grad else 0
+    return 3 * usual_chunk_bytes(len(head)) + (narrowed + gradient) * head.numel()
 
 
 def _flops(model: Tuned, loss_rows: float) -> Flops:
     plain = plain_model(model)
     head = plain.get_output_embeddings().weight.numel()
-    body = sum(layer.weight.numel() for layer in plain.modules() if isinstance(layer, nn.Linear)) - head
+    body = sum(layer.weight.numel() for layer in plain.get_decoder().modules() if isinstance(layer, nn.Linear))
     return Flops(6 if plain is model else 4, body, head, loss_rows)
 
 

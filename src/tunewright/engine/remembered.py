@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tunewright.data.store import forget_old, write_aside
 from tunewright.forest.build import Forest
-from tunewright.models.cache import cache_root
+from tunewright.models.cache import cache_root, forget_old, write_aside
 
 _Counted = TypeVar("_Counted")
 

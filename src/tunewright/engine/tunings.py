@@ -73,7 +73,7 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     fuse_blocks(model)
     nn.Module.to(model, training_device())
     if tuning == "full":
-        model.requires_grad_(True)
+        train_language_model(model)
         # Answers are sampled as the run says. The makers' own flags may not even be valid together (a temperature
         # without sampling), and transformers then refuses to save them beside the weights.
         model.generation_config = GenerationConfig(
@@ -83,6 +83,14 @@ def load_for_training(folder: Path, config: RunConfig, compute: torch.dtype, wei
     if weights is None:
         return add_lora(model, config.lora, config.train.seed)
     return load_adapter(model, weights / "adapter", trainable=True)
+
+
+def train_language_model(model: PreTrainedModel) -> None:
+    """Train all that text passes through: the decoder and the output layer; a vision tower, say, stays as it is."""
+    head: Any = model.get_output_embeddings()
+    model.requires_grad_(False)
+    for part in (model.get_decoder(), head):
+        part.requires_grad_(True)
 
 
 def trainable(model: Tuned) -> list[tuple[str, Tensor]]:

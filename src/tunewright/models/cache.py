@@ -1,4 +1,4 @@
-"""Folders in the user's cache that are built once: written aside, manifest last, then renamed.
+"""Folders in the user's cache that are built once: written aside, manifest last, then renamed; and small files there.
 
 `TUNEWRIGHT_CACHE` moves the cache; otherwise it is `$XDG_CACHE_HOME/tunewright` or `~/.cache/tunewright`.
 """
@@ -6,7 +6,9 @@
 import errno
 import json
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from tunewright.errors import RunError
 from tunewright.files import WRITE_ERRORS, aside, cause, remove, sha256_of, to_disk
 
 MANIFEST = "tunewright-files.json"
+KEPT_DAYS = 30  # what nobody opened for so long is deleted when something else is built beside it
 Notify = Callable[[str], None]
 
 
@@ -78,6 +81,24 @@ def find_fault(folder: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     return None
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a small file of the cache so that it is never seen in part. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def forget_old(root: Path) -> None:
+    """Delete what nobody opened for long in a folder of the cache, and what interrupted builds left behind."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for path in root.iterdir():
+        with suppress(OSError):  # another process may delete it at the same time
+            used = path / MANIFEST if (path / MANIFEST).exists() else path
+            if used.stat().st_mtime < oldest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:

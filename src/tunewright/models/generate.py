@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -124,15 +125,22 @@ def stream(
 
 @contextmanager
 def answering(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """The model ready to answer: eval mode, an attention that knows key caches, no sampling habits of its own."""
+    """The model ready to answer: eval mode, an attention that knows key caches, no sampling habits of its own.
+
+    The rows of a batch that the first token is read from lie apart, and torch would multiply each with a copy of a
+    frozen output layer of its own; so they are brought together.
+    """
     base = plain_model(model)
     attention, habits = base.config._attn_implementation, base.generation_config
     answers_by = own_attention(base) if attention == FOREST_ATTENTION else attention
     with attention_implementation(base, answers_by), evaluation_mode(base):
         base.generation_config = GenerationConfig()  # generate() would fill what we leave open from the model's own
+        output: nn.Module = base.get_output_embeddings()
+        together = output.register_forward_pre_hook(lambda _, rows: rows[0].contiguous())
         try:
             yield
         finally:
+            together.remove()
             base.generation_config = habits
 
 

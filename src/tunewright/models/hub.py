@@ -59,7 +59,7 @@ def asking_huggingface(what: Literal["model", "data set"], name: str, revision: 
     from huggingface_hub import constants, errors
 
     # hub versions stand on different HTTP libraries (httpx, httpx2) and import this name from theirs
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # imported there, not exported
 
     where = f"{key}: {name}{f' at {revision}' if revision else ''}"
     page = f"{constants.ENDPOINT}/{'datasets/' if what == 'data set' else ''}{name}"

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.findings.made import CHATML, found_in, lines, plain_rows
+from tests.data.findings.made import CHATML, found_in, lines, plain_rows, prepared
+from tunewright.data.check import gather_facts
 from tunewright.data.examples import Encoded, Place
-from tunewright.data.findings.answers import _SUSPICIOUS, RepeatingAnswers, _repeated_grams
+from tunewright.data.findings.answers import _SUSPICIOUS, RepeatingAnswers, _repeated_grams, look_at_ranks
 from tunewright.data.findings.rows import Batch, Row
 from tunewright.data.loops import loop_period
 
@@ -84,3 +85,21 @@ def test_short_answers(tmp_path: Path) -> None:
     assert lines(found["short_answers"]) == [21, 22, 26]
     assert found["short_answers"].message == "3 answers are one character or nothing"
     assert lines(found["wordless_answers"]) == [23, 24, 28]
+
+
+def test_ranked_rows_say_that_the_worse_answer_is_not_learnt(tmp_path: Path) -> None:
+    ranked = [{"q": row["q"], "chosen": row["a"], "rejected": f"No. {row['a']}"} for row in plain_rows(20)]
+    made = prepared(tmp_path, [*ranked, {"q": "?", "chosen": "", "rejected": "x"}])
+    assert made.loaded.ranked == 20
+    found = {one.name: one for one in gather_facts("sft", made, CHATML).findings}["ranked_answers"]
+    assert (found.level, found.count) == ("note", 20)
+    assert found.message == "20 rows rank a better and a worse answer: method.stage sft learns the better one alone"
+    assert "take those rows out" in found.advice
+
+
+def test_only_what_is_not_learnt_is_noted(tmp_path: Path) -> None:
+    assert look_at_ranks(prepared(tmp_path, plain_rows(20)).loaded, "sft") == []
+    labelled = [{**row, "label": number != 3} for number, row in enumerate(plain_rows(20))]
+    made = prepared(tmp_path, labelled)
+    assert look_at_ranks(made.loaded, "sft") == []
+    assert [(tally.reason, tally.count) for tally in made.dropped] == [("its answer is labelled bad", 1)]

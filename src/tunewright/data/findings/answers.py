@@ -1,9 +1,13 @@
-"""Answers that teach something unwanted: hardly anything, the same thing over and over, or to stop too early."""
+"""Answers that teach something unwanted: hardly anything, the same thing over and over, or to stop too early.
+
+And answers that teach nothing at all: the worse ones of ranked rows.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from tunewright.data.account import Loaded
 from tunewright.data.findings.characters import DIGIT
 from tunewright.data.findings.found import Found, Tally, are, count_of
 from tunewright.data.findings.rows import Batch, Characters, Row
@@ -103,6 +107,18 @@ class RepeatingAnswers:
         else:
             found.append(Found("early_stops", "fine", "no stop token stands inside an answer"))
         return found
+
+
+def look_at_ranks(loaded: Loaded, stage: str) -> list[Found]:
+    """Rows with a better and a worse answer, where the stage learns the better one alone."""
+    if stage != "sft" or not loaded.ranked:
+        return []
+    message = (
+        f"{count_of(loaded.ranked, 'row')} {'ranks' if loaded.ranked == 1 else 'rank'} a better and a worse answer: "
+        "method.stage sft learns the better one alone"
+    )
+    advice = "nothing is to be done where the better answers are worth copying; else take those rows out"
+    return [Found("ranked_answers", "note", message, advice, loaded.ranked)]
 
 
 def repeats_itself(answer: str) -> bool:
