@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunewright.data.examples import Place
+from tunewright.data.values import LABELLED_BAD
 from tunewright.errors import UsageError
 
 SHOWN_PLACES = 5
@@ -242,7 +243,7 @@ def too_long(max_length: int) -> str:
 def refuse_too_much(account: Account, max_length: int, drop_bad_rows: bool) -> None:
     """Raise UsageError where too much is left out: of one source, of all, or everything.
 
-    More than a tenth is more often a mistake than a wish.
+    More than a tenth is more often a mistake than a wish, except where rows say themselves that they are not learnt.
     """
     for source in account.sources:
         _refuse_source(source, drop_bad_rows)
@@ -251,7 +252,8 @@ def refuse_too_much(account: Account, max_length: int, drop_bad_rows: bool) -> N
 
 
 def _refuse_source(source: SourceAccount, drop_bad_rows: bool) -> None:
-    kept, rows = source.examples, source.report.rows
+    kept = source.examples
+    rows = source.report.rows - (_meant(source.bad.values()) if kept else 0)
     bad = rows - kept
     if kept and (drop_bad_rows or bad * MOST_BAD <= rows):
         return
@@ -284,16 +286,22 @@ def _refuse_unfitting(notes: Notes, max_length: int) -> None:
 
 def _refuse_many(account: Account, max_length: int, drop_bad_rows: bool) -> None:
     dropped = account.dropped
-    count = sum(item.count for item in dropped)
-    if drop_bad_rows or count * MOST_BAD <= account.rows:
+    meant = _meant(dropped)
+    count, rows = sum(item.count for item in dropped) - meant, account.rows - meant
+    if drop_bad_rows or count * MOST_BAD <= rows:
         return
     fitting = _fitting(account.notes)
     raised = f"raise data.max_length to {fitting}, which 99 % of the dialogs keep to"
     # Those that are cut are too long as well, yet nothing is lost to them that mending other rows would not bring back.
     mending = raised if fitting > max_length and too_long(max_length) in account.notes.unusable else "mend them"
     advice = f"{mending[0].upper()}{mending[1:]}, or leave them out with data.drop_bad_rows: true"
-    summary = f"{count:,} of {account.rows:,} rows would be left out, more than a tenth"
+    summary = f"{count:,} of {rows:,} rows would be left out, more than a tenth"
     raise UsageError("\n".join([summary, *_reasons(dropped), advice]))
+
+
+def _meant(dropped: Iterable[RowTally]) -> int:
+    """Rows that are left out because they say so."""
+    return sum(item.count for item in dropped if item.reason == LABELLED_BAD)
 
 
 def _reasons(dropped: Sequence[RowTally]) -> list[str]:

@@ -14,7 +14,7 @@ from tunewright.data.column_names import MEDIA
 from tunewright.data.columns import LABELLED_STAGES, PROMPT_STAGES, RANKED_STAGES, Layout
 from tunewright.data.examples import Dialog, Example, Labelled, Message, Place, Preference, Prompt, Text
 from tunewright.data.turns import answer, keys_read, read_turns, tools_text
-from tunewright.data.values import BadRow, as_list, is_empty, is_missing, required, text, truth
+from tunewright.data.values import LABELLED_BAD, BadRow, as_list, is_empty, is_missing, required, text, truth
 
 __all__ = ["BadRow", "for_stage", "read_example", "unread_keys"]
 
@@ -103,7 +103,7 @@ def _dialog_of(example: Dialog | Preference | Labelled | Prompt) -> Dialog:
             best = example.chosen
         case Labelled():
             if not example.good:
-                raise BadRow("its answer is labelled bad")
+                raise BadRow(LABELLED_BAD)
             best = example.answer
     turns = (*example.prompt, best)
     if not any(turn.train for turn in turns):

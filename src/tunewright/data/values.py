@@ -9,6 +9,9 @@ class BadRow(Exception):
     """A row that is no example; the message is the reason, the same words for rows with the same fault."""
 
 
+LABELLED_BAD = "its answer is labelled bad"  # no mistake in a row: it says itself that it is not to be learnt
+
+
 def required(value: Any, what: str) -> str:
     """As `text`, but never empty."""
     found = text(value, what)

@@ -14,6 +14,7 @@ from tunewright.data.examples import Encoded, Place
 from tunewright.data.findings.answers import _SUSPICIOUS, RepeatingAnswers, _repeated_grams, look_at_ranks
 from tunewright.data.findings.rows import Batch, Row
 from tunewright.data.loops import loop_period
+from tunewright.errors import UsageError
 
 LOOPS = [
     "The fog comes down. " * 7,
@@ -103,3 +104,15 @@ def test_only_what_is_not_learnt_is_noted(tmp_path: Path) -> None:
     made = prepared(tmp_path, labelled)
     assert look_at_ranks(made.loaded, "sft") == []
     assert [(tally.reason, tally.count) for tally in made.dropped] == [("its answer is labelled bad", 1)]
+
+
+def test_rows_labelled_bad_are_left_out_however_many_and_are_no_excuse_for_others(tmp_path: Path) -> None:
+    labelled = [{**row, "label": number % 2 == 0} for number, row in enumerate(plain_rows(40))]
+    made = prepared(tmp_path, labelled)
+    assert [(tally.reason, tally.count) for tally in made.dropped] == [("its answer is labelled bad", 20)]
+    assert len(made.train) + len(made.validation) == 20
+    broken = [{"q": "?", "a": "", "label": True} for _ in range(3)]
+    with pytest.raises(UsageError, match="3 of 23 rows are bad, more than a tenth"):
+        prepared(tmp_path, [*labelled, *broken])
+    with pytest.raises(UsageError, match="nothing is left"):
+        prepared(tmp_path, [{**row, "label": False} for row in labelled])
