@@ -296,11 +296,11 @@ def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> li
 
 
 def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
-    """Logits of a chunk twice and their narrow form, the head's gradient where it is trained, and narrowed weights."""
+    """Logits of a chunk and their narrow form, the head's gradient where it is trained, and narrowed weights."""
     head = plain_model(model).get_output_embeddings().weight
     gradient = head.numel() * 4 if head.requires_grad else 0  # made in the forward
     linears = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    return 3 * usual_chunk_bytes(len(head)) + gradient + (0 if autocast is None else autocast.itemsize * linears)
+    return 2 * usual_chunk_bytes(len(head)) + gradient + (0 if autocast is None else autocast.itemsize * linears)
 
 
 def _flops(model: Tuned, loss_rows: float) -> Flops:
