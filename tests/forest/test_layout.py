@@ -6,17 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.forest.paths import path_rows
 from tests.tiny import VOCABULARY, encoded, random_sequences
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import Forest, build_forest
 from tunewright.forest.layout import (
-    BLOCK_ROWS,
     BUCKET_COST,
+    FEWEST_ROWS,
     KEY_MULTIPLE,
+    MOST_ROWS,
     QUERY_MULTIPLE,
     ForestLayout,
+    _cuts,
     _group_by_shape,
 )
 
@@ -24,10 +27,11 @@ WINDOWS = [None, 1, 3, 200]
 
 
 def long_sequences() -> list[Encoded]:
-    """A trunk longer than a block of queries, with branches that are longer than one too, and many short ones."""
+    """A trunk longer than a block of queries, with branches that are longer than two, and many short ones."""
     rng = np.random.default_rng(2)
-    trunk = rng.integers(3, VOCABULARY, BLOCK_ROWS + 22).tolist()
-    tails = [rng.integers(3, VOCABULARY, length).tolist() for length in (2 * BLOCK_ROWS + 1, BLOCK_ROWS, 1, 5, 5, 9)]
+    trunk = rng.integers(3, VOCABULARY, MOST_ROWS + 22).tolist()
+    lengths = (2 * MOST_ROWS + 1, 2 * MOST_ROWS + 14, MOST_ROWS, 1, 5, 5, 9)
+    tails = [rng.integers(3, VOCABULARY, length).tolist() for length in lengths]
     return [encoded(trunk + tail, [1.0] * (len(trunk) + len(tail))) for tail in tails]
 
 
@@ -61,25 +65,56 @@ def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | 
         seen = torch.zeros_like(expected)
         times = torch.zeros(len(forest), dtype=torch.int64)
         for bucket in buckets.buckets:
-            n, q = bucket.query_rows.shape
-            assert bucket.bias.shape == (n, 1, 1, q, bucket.key_rows.shape[1])
+            queries = of_blocks(torch.arange(len(forest) + 1), bucket.queries)
+            keys = of_blocks(buckets.key_rows, bucket.keys)
+            n, q, _, masked = bucket.bias.shape
+            assert queries.shape == (n, q)
+            assert len(keys) == n
+            assert bucket.pairs == q * keys.numel()
             assert bool(((bucket.bias == 0) | (bucket.bias == float("-inf"))).all())
-            visible = bucket.bias[:, 0, 0] == 0
+            visible = torch.ones(n, q, keys.shape[1], dtype=torch.bool)
+            visible[:, :, keys.shape[1] - masked :] = bucket.bias[:, :, 0] == 0
             assert bool(visible.any(dim=-1).all())  # also padded queries, whose softmax would be NaN
-            for block in range(n):
-                for place in range(q):
-                    row = int(bucket.query_rows[block, place])
-                    keys = bucket.key_rows[block][visible[block, place]]
-                    assert len(keys) == len(set(keys.tolist()))  # no key counts twice, padding among them
-                    if bucket.query_real[block, place]:
-                        times[row] += 1
-                        seen[row, keys] = True
+            for block, place in itertools.product(range(n), range(q)):
+                shown = keys[block][visible[block, place]]
+                assert len(shown) == len(set(shown.tolist()))  # no key counts twice, padding among them
+                row = int(queries[block, place])
+                if row < len(forest):  # else padding
+                    times[row] += 1
+                    seen[row, shown] = True
         assert bool((times == 1).all())
         assert torch.equal(seen, expected)
-        everything = torch.cat([bucket.query_rows.reshape(-1) for bucket in buckets.buckets])
-        assert torch.equal(everything[buckets.inverse], torch.arange(len(forest)))
-        real = torch.cat([bucket.query_real.reshape(-1) for bucket in buckets.buckets])
-        assert bool((real[buckets.inverse] == 1).all())
+
+
+def of_blocks(rows: Tensor, places: Tensor | slice) -> Tensor:
+    """[n, …] of a bucket's blocks."""
+    return rows[places][None] if isinstance(places, slice) else rows[places]
+
+
+def test_long_paths_are_slices_even_where_another_branch_lies_between() -> None:
+    forest = build_forest(long_sequences())
+    buckets = ForestLayout(forest).buckets(None, torch.float32)
+    assert sum(isinstance(bucket.keys, slice) for bucket in buckets.buckets) > 2
+    # What stands there twice is the trunk, once for each long branch that does not follow it.
+    copies = len(buckets.key_rows) - KEY_MULTIPLE - len(forest)
+    assert copies in (2 * (MOST_ROWS + 22), 3 * (MOST_ROWS + 22))
+
+
+def test_one_long_sequence_is_copied_nowhere() -> None:
+    forest = build_forest(long_sequences()[:1])
+    buckets = ForestLayout(forest).buckets(None, torch.float32)
+    assert any(isinstance(bucket.keys, slice) for bucket in buckets.buckets)
+    assert torch.equal(buckets.key_rows[: len(forest)], torch.arange(len(forest)))
+    assert len(buckets.key_rows) == len(forest) + KEY_MULTIPLE
+
+
+def test_cuts_are_whole_and_grow_with_what_stands_before_them() -> None:
+    for begin, end in ((0, 1), (0, 49), (30, 700), (0, 3000)):
+        cuts = _cuts(begin, end)
+        assert [row for first, last in cuts for row in range(first, last)] == list(range(begin, end))
+        assert max(last - first for first, last in cuts) <= MOST_ROWS
+    sizes = [last - first for first, last in _cuts(0, 3000)]
+    assert sizes[0] <= FEWEST_ROWS < MOST_ROWS / 2 < sizes[-2]
 
 
 def test_no_other_grouping_costs_less() -> None:
