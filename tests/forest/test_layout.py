@@ -13,11 +13,13 @@ from tests.tiny import VOCABULARY, encoded, random_sequences
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import Forest, build_forest
 from tunewright.forest.layout import (
+    ALONE_PAIRS,
     BUCKET_COST,
     FEWEST_ROWS,
     KEY_MULTIPLE,
     MOST_ROWS,
     QUERY_MULTIPLE,
+    Bucket,
     ForestLayout,
     _cuts,
     _group_by_shape,
@@ -65,47 +67,40 @@ def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | 
         seen = torch.zeros_like(expected)
         times = torch.zeros(len(forest), dtype=torch.int64)
         for bucket in buckets.buckets:
-            queries = of_blocks(torch.arange(len(forest) + 1), bucket.queries)
-            keys = of_blocks(buckets.key_rows, bucket.keys)
-            n, q, _, masked = bucket.bias.shape
-            assert queries.shape == (n, q)
-            assert len(keys) == n
-            assert bucket.pairs == q * keys.numel()
+            n, q = bucket.query_rows.shape
+            k, masked = bucket.key_rows.shape[1], bucket.bias.shape[-1]
+            assert bucket.bias.shape == (n, q, 1, masked)
             assert bool(((bucket.bias == 0) | (bucket.bias == float("-inf"))).all())
-            visible = torch.ones(n, q, keys.shape[1], dtype=torch.bool)
-            visible[:, :, keys.shape[1] - masked :] = bucket.bias[:, :, 0] == 0
+            visible = torch.ones(n, q, k, dtype=torch.bool)
+            visible[:, :, k - masked :] = bucket.bias[:, :, 0] == 0
             assert bool(visible.any(dim=-1).all())  # also padded queries, whose softmax would be NaN
             for block, place in itertools.product(range(n), range(q)):
-                shown = keys[block][visible[block, place]]
-                assert len(shown) == len(set(shown.tolist()))  # no key counts twice, padding among them
-                row = int(queries[block, place])
-                if row < len(forest):  # else padding
+                row = int(bucket.query_rows[block, place])
+                keys = bucket.key_rows[block][visible[block, place]]
+                assert len(keys) == len(set(keys.tolist()))  # no key counts twice, padding among them
+                if is_real(bucket)[block, place]:
                     times[row] += 1
-                    seen[row, shown] = True
+                    seen[row, keys] = True
         assert bool((times == 1).all())
         assert torch.equal(seen, expected)
+        everything = torch.cat([bucket.query_rows.reshape(-1) for bucket in buckets.buckets])
+        assert torch.equal(everything[buckets.inverse], torch.arange(len(forest)))
+        real = torch.cat([is_real(bucket).reshape(-1) for bucket in buckets.buckets])
+        assert bool(real[buckets.inverse].all())
 
 
-def of_blocks(rows: Tensor, places: Tensor | slice) -> Tensor:
-    """[n, …] of a bucket's blocks."""
-    return rows[places][None] if isinstance(places, slice) else rows[places]
+def is_real(bucket: Bucket) -> Tensor:
+    """Bool [n, q]."""
+    return torch.ones_like(bucket.query_rows) == 1 if bucket.query_real is None else bucket.query_real == 1
 
 
-def test_long_paths_are_slices_even_where_another_branch_lies_between() -> None:
-    forest = build_forest(long_sequences())
-    buckets = ForestLayout(forest).buckets(None, torch.float32)
-    assert sum(isinstance(bucket.keys, slice) for bucket in buckets.buckets) > 2
-    # What stands there twice is the trunk, once for each long branch that does not follow it.
-    copies = len(buckets.key_rows) - KEY_MULTIPLE - len(forest)
-    assert copies in (2 * (MOST_ROWS + 22), 3 * (MOST_ROWS + 22))
-
-
-def test_one_long_sequence_is_copied_nowhere() -> None:
-    forest = build_forest(long_sequences()[:1])
-    buckets = ForestLayout(forest).buckets(None, torch.float32)
-    assert any(isinstance(bucket.keys, slice) for bucket in buckets.buckets)
-    assert torch.equal(buckets.key_rows[: len(forest)], torch.arange(len(forest)))
-    assert len(buckets.key_rows) == len(forest) + KEY_MULTIPLE
+def test_large_blocks_stand_alone_and_their_masks_are_narrow() -> None:
+    buckets = ForestLayout(build_forest(long_sequences())).buckets(None, torch.float32).buckets
+    alone = [bucket for bucket in buckets if bucket.query_rows.numel() * bucket.key_rows.shape[1] >= ALONE_PAIRS]
+    assert any(len(bucket.query_rows) == 1 and bucket.query_real is None for bucket in alone)
+    for bucket in alone:
+        q = bucket.query_rows.shape[1]
+        assert bucket.bias.shape[-1] < q + 2 * KEY_MULTIPLE or len(bucket.query_rows) > 1
 
 
 def test_cuts_are_whole_and_grow_with_what_stands_before_them() -> None:

@@ -1,9 +1,9 @@
 """The `cpu` attention backend: batched matrix products per bucket, with their own backward.
 
-The fused CPU attention's backward is slow, and a dense mask costs T² for what is mostly invisible; so queries go by
-blocks in buckets (`ForestLayout.buckets`), each multiplied with its own ancestors' keys. Heads come first, in one copy
-for all buckets, so that a block of neighbouring rows is a slice. Query heads that share a key head (GQA) are further
-query rows, so keys are never repeated.
+The fused CPU attention's backward is slow, and a dense mask costs T² for what is mostly
+invisible; so queries go by blocks in buckets (`ForestLayout.buckets`), each multiplied with its own ancestors' keys.
+Query heads that share a key head (GQA) are further query rows, so keys are never repeated. Rows are gathered heads
+first, and the results back by rows: one copy each way.
 
 Products are taken in the type of the inputs, the softmax in float32 inside its kernel (float64 for
 float64 inputs). The backward computes the probabilities anew, so that nothing of size queries × keys
@@ -34,114 +34,89 @@ class _BucketedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, buckets: Buckets, scale: float) -> Tensor:
-        kept = []
+        work = _Work(query, key, scale)
+        outputs, kept = [], []
         keep = buckets.padded_pairs <= KEPT_KEYS_PER_ROW * len(query)
-        queries = _queries_by_head(query, key.shape[1])
-        keys, values = (_keys_by_head(rows, buckets) for rows in (key, value))
-        out = torch.empty_like(queries)
         for bucket in buckets.buckets:
-            probabilities = _probabilities(_take(queries, bucket.queries), _take(keys, bucket.keys), bucket, scale)
-            _put(out, bucket.queries, torch.bmm(probabilities, _take(values, bucket.keys)))
+            of_keys = work.places(bucket.key_rows)
+            queries = work.queries(query, bucket, work.places(bucket.query_rows))
+            probabilities = work.probabilities(queries, work.keys(key, bucket, of_keys), bucket)
+            outputs.append(torch.bmm(probabilities, work.keys(value, bucket, of_keys)))
             kept.append(probabilities if keep else None)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.buckets, ctx.scale = buckets, scale
-        return _by_row(out, query.shape)
+        ctx.buckets, ctx.work = buckets, work
+        return work.by_row(outputs, buckets, query)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
-        buckets: Buckets = ctx.buckets
-        queries, grad_outs = (_queries_by_head(rows, key.shape[1]) for rows in (query, grad_out))
-        keys, values = (_keys_by_head(rows, buckets) for rows in (key, value))
-        grad_queries = torch.empty_like(queries)
+        work: _Work = ctx.work
         # Rows near a root collect gradients from many buckets, so these are summed in float32.
         wide = torch.promote_types(key.dtype, torch.float32)
-        grad_keys, grad_values = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
-        for bucket, probabilities in zip(buckets.buckets, kept, strict=True):
-            bucket_queries, bucket_keys = _take(queries, bucket.queries), _take(keys, bucket.keys)
+        grad_key, grad_value = (torch.zeros(key.shape, dtype=wide) for _ in range(2))
+        grad_queries = []
+        for bucket, probabilities in zip(ctx.buckets.buckets, kept, strict=True):
+            of_queries, of_keys = work.places(bucket.query_rows), work.places(bucket.key_rows)
+            queries, keys = work.queries(query, bucket, of_queries), work.keys(key, bucket, of_keys)
             if probabilities is None:
-                probabilities = _probabilities(bucket_queries, bucket_keys, bucket, ctx.scale)
-            grad_o = _take(grad_outs, bucket.queries)
-            _add(grad_values, bucket.keys, torch.bmm(probabilities.transpose(1, 2), grad_o))
+                probabilities = work.probabilities(queries, keys, bucket)
+            grad_o = work.queries(grad_out, bucket, of_queries)
+            if bucket.query_real is not None:
+                # Padded query rows repeat a real row, whose gradient must not count again.
+                n, q = bucket.query_rows.shape
+                grad_o.view(-1, n, q, work.groups * query.shape[2]).mul_(bucket.query_real[:, :, None])
+            work.add_to_rows(grad_value, of_keys, torch.bmm(probabilities.transpose(1, 2), grad_o))
             grad_scores = torch.ops.aten._softmax_backward_data(
-                torch.bmm(grad_o, _take(values, bucket.keys).transpose(1, 2)), probabilities, -1, query.dtype
+                torch.bmm(grad_o, work.keys(value, bucket, of_keys).transpose(1, 2)), probabilities, -1, query.dtype
             )
-            _add(grad_keys, bucket.keys, torch.bmm(grad_scores.transpose(1, 2), bucket_queries))
-            _put(grad_queries, bucket.queries, torch.bmm(grad_scores, bucket_keys))
-        grad_query = _by_row(grad_queries.mul_(ctx.scale), query.shape)
-        grad_key = _sum_by_row(grad_keys.mul_(ctx.scale), buckets, key)
-        return grad_query, grad_key, _sum_by_row(grad_values, buckets, value), None, None
+            work.add_to_rows(grad_key, of_keys, torch.bmm(grad_scores.transpose(1, 2), queries))
+            grad_queries.append(torch.bmm(grad_scores, keys))
+        grad_query = work.by_row(grad_queries, ctx.buckets, query).mul_(work.scale)
+        return grad_query, grad_key.mul_(work.scale).to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-def _probabilities(queries: Tensor, keys: Tensor, bucket: Bucket, scale: float) -> Tensor:
-    """[Hkv·n, q·G, k]."""
-    n, q, _, last = bucket.bias.shape
-    scores = torch.baddbmm(_nothing(queries), queries, keys.transpose(1, 2), beta=0, alpha=scale)
-    scores.view(-1, n, q, queries.shape[1] // q, keys.shape[1])[..., keys.shape[1] - last :].add_(bucket.bias)
-    return torch.softmax(scores, dim=-1, out=scores)
+class _Work:
+    """The scores of one bucket, and the gathers from and to forest rows."""
 
+    def __init__(self, query: Tensor, key: Tensor, scale: float) -> None:
+        self.heads = torch.arange(key.shape[1])
+        self.groups = query.shape[1] // key.shape[1]
+        self.scale = scale
 
-def _queries_by_head(rows: Tensor, key_heads: int) -> Tensor:
-    """[T, H, d] → [Hkv, T + 1, G, d], the last row zeros: what padding of queries reads, and writes."""
-    count, heads, width = rows.shape
-    out = rows.new_empty((key_heads, count + 1, heads // key_heads, width))
-    out[:, :count] = rows.view(count, key_heads, -1, width).transpose(0, 1)
-    out[:, count] = 0
-    return out
+    def probabilities(self, queries: Tensor, keys: Tensor, bucket: Bucket) -> Tensor:
+        """[Hkv·n, q·G, k]."""
+        n, q, _, last = bucket.bias.shape
+        scores = torch.baddbmm(_nothing(queries), queries, keys.transpose(1, 2), beta=0, alpha=self.scale)
+        scores.view(-1, n, q, self.groups, keys.shape[1])[..., keys.shape[1] - last :].add_(bucket.bias)
+        return torch.softmax(scores, dim=-1, out=scores)
 
+    def places(self, rows: Tensor) -> Tensor:
+        """Where `rows` of every key head stand among [T·Hkv, …], heads first: [Hkv·rows]."""
+        return (rows.view(1, -1) * len(self.heads) + self.heads[:, None]).view(-1)
 
-def _keys_by_head(rows: Tensor, buckets: Buckets) -> Tensor:
-    """[T, Hkv, d] → [Hkv, U, 1, d]."""
-    return rows.index_select(0, buckets.key_rows).transpose(0, 1).contiguous().unsqueeze(2)
+    def queries(self, rows: Tensor, bucket: Bucket, places: Tensor) -> Tensor:
+        """[T, H, d] → [Hkv·n, q·G, d]."""
+        width, (_, q) = rows.shape[2], bucket.query_rows.shape
+        return rows.reshape(-1, self.groups * width).index_select(0, places).view(-1, q * self.groups, width)
 
+    def keys(self, rows: Tensor, bucket: Bucket, places: Tensor) -> Tensor:
+        """[T, Hkv, d] → [Hkv·n, k, d]."""
+        width = rows.shape[2]
+        return rows.reshape(-1, width).index_select(0, places).view(-1, bucket.key_rows.shape[1], width)
 
-def _by_row(heads: Tensor, shape: torch.Size) -> Tensor:
-    """[Hkv, T + 1, G, d] → [T, H, d]."""
-    return heads[:, :-1].transpose(0, 1).reshape(shape)
+    def by_row(self, parts: list[Tensor], buckets: Buckets, like: Tensor) -> Tensor:
+        """[Hkv·n, q·G, d] of every bucket → [T, H, d]."""
+        width = self.groups * like.shape[2]
+        together = torch.cat([part.view(len(self.heads), -1, width) for part in parts], dim=1)
+        first = self.heads * together.shape[1]
+        places = (buckets.inverse[:, None] + first).view(-1)
+        return together.view(-1, width).index_select(0, places).view(like.shape)
 
-
-def _sum_by_row(heads: Tensor, buckets: Buckets, like: Tensor) -> Tensor:
-    """[Hkv, U, 1, d] → [T, Hkv, d] in the type of `like`, rows that stand there more than once added up."""
-    total = torch.zeros(like.shape, dtype=heads.dtype)
-    return total.index_add_(0, buckets.key_rows, heads.squeeze(2).transpose(0, 1).contiguous()).to(like.dtype)
-
-
-def _take(heads: Tensor, places: Tensor | slice) -> Tensor:
-    """[Hkv, R, G, d] → [Hkv·n, q·G, d]."""
-    if isinstance(places, slice):
-        return heads[:, places].flatten(1, 2).contiguous()  # else each product would copy it for itself
-    taken = _flat(heads).index_select(0, _flat_places(heads, places))
-    return taken.view(-1, places.shape[1] * heads.shape[2], heads.shape[3])
-
-
-def _put(heads: Tensor, places: Tensor | slice, part: Tensor) -> None:
-    """Write [Hkv·n, q·G, d] where `_take` would read it."""
-    if isinstance(places, slice):
-        heads[:, places].flatten(1, 2).copy_(part)
-    else:
-        flat = _flat(heads)
-        flat.index_copy_(0, _flat_places(heads, places), part.view(-1, flat.shape[1]))
-
-
-def _add(heads: Tensor, places: Tensor | slice, part: Tensor) -> None:
-    """Add [Hkv·n, q·G, d] to what `_take` would read."""
-    if isinstance(places, slice):
-        heads[:, places].flatten(1, 2).add_(part)
-    else:
-        flat = _flat(heads)
-        flat.index_add_(0, _flat_places(heads, places), part.view(-1, flat.shape[1]).to(heads.dtype))
-
-
-def _flat(heads: Tensor) -> Tensor:
-    """[Hkv, R, G, d] → [Hkv·R, G·d]."""
-    return heads.view(heads.shape[0] * heads.shape[1], -1)
-
-
-def _flat_places(heads: Tensor, places: Tensor) -> Tensor:
-    """Rows of `_flat` that are `places` [n, q] of every head, [Hkv·n·q]."""
-    first = torch.arange(0, heads.shape[0] * heads.shape[1], heads.shape[1])
-    return (first[:, None] + places.view(-1)).view(-1)
+    def add_to_rows(self, total: Tensor, places: Tensor, part: Tensor) -> None:
+        """Add [Hkv·n, k, d] into the rows [T, Hkv, d] that the keys were gathered from."""
+        width = total.shape[2]
+        total.view(-1, width).index_add_(0, places, part.view(-1, width).to(total.dtype))
 
 
 def _nothing(like: Tensor) -> Tensor:

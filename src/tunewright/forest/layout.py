@@ -19,7 +19,7 @@ Backend = Literal["reference", "cpu", "flex"]
 
 # Queries per block: a quarter of the keys before them, between these. More make better matrix products, and a larger
 # causal half that is computed for nothing.
-FEWEST_ROWS, MOST_ROWS = 48, 128
+FEWEST_ROWS, MOST_ROWS = 48, 192
 # A block of as many query-key pairs makes good products alone. Others share theirs with blocks of similar shape.
 ALONE_PAIRS = 20_000
 # Blocks are padded to multiples of these, which the vector units of CPUs like.
@@ -30,32 +30,30 @@ BUCKET_COST = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """n query blocks of `q` rows, each against its `k` visible keys, both padded to one shape.
+    """n query blocks padded to `q` rows against their visible keys padded to `k` rows.
 
-    `queries` [n, q] and `keys` [n, k] are places among `Buckets.query_rows` and `Buckets.key_rows`, or a slice of them
-    where there is one block alone. `bias` [n, q, 1, m] is 0 where visible and -inf elsewhere, for the last m keys, in
-    the type of the queries; all keys before are visible. Padding of queries is a row behind the last, and that of keys
-    any row.
+    `query_rows` [n, q] and `key_rows` [n, k] index forest rows; padding repeats a real row, and
+    `query_real` [n, q] is 1 for the rows that are none, or None where all are real. `bias` [n, q, 1, m] is 0 where
+    visible and -inf elsewhere, for the last m keys; all keys before are visible. Both are of the type of the queries.
     """
 
-    queries: Tensor | slice
-    keys: Tensor | slice
+    query_rows: Tensor
+    key_rows: Tensor
+    query_real: Tensor | None
     bias: Tensor
-    pairs: int
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """All buckets of one forest of T rows. `key_rows` [U] are forest rows in an order in which long paths are slices:
-    a row may stand there more than once. `padded_pairs` are the query-key pairs that are computed.
-    """
+    """All buckets of one forest; `inverse` [T] finds each forest row among the concatenated padded query rows."""
 
     buckets: list[Bucket]
-    key_rows: Tensor
+    inverse: Tensor
 
     @property
     def padded_pairs(self) -> int:
-        return sum(bucket.pairs for bucket in self.buckets)
+        """Query-key pairs that are computed."""
+        return sum(bucket.query_rows.numel() * bucket.key_rows.shape[1] for bucket in self.buckets)
 
 
 def best_backend(device: torch.device) -> Backend:
@@ -129,86 +127,45 @@ class ForestLayout:
         return self._buckets[window, dtype]
 
     def _make_buckets(self, window: int | None, dtype: torch.dtype) -> Buckets:
-        blocks, key_rows, place_of = _blocks(self.forest, window)
-        shared = [block for block in blocks if block.keys_at is None]
-        groups = [[block] for block in blocks if block.keys_at is not None]
-        shapes = [(len(block.queries), len(block.keys)) for block in shared]
-        groups += [[shared[index] for index in group] for group in _group_by_shape(shapes)]
-        buckets = [self._make_bucket(group, place_of, window, dtype) for group in groups]
-        return Buckets(buckets, self._tensor(key_rows))
-
-    def _make_bucket(
-        self, blocks: "list[_Block]", place_of: np.ndarray, window: int | None, dtype: torch.dtype
-    ) -> Bucket:
-        alone = blocks[0].keys_at is not None
-        queries, query_real = _padded([block.queries for block in blocks], 1 if alone else QUERY_MULTIPLE)
-        keys, key_real = _padded([block.keys for block in blocks], KEY_MULTIPLE)
+        blocks = _blocks(self.forest, window)
+        shapes = [(len(queries), len(keys)) for queries, keys in blocks]
+        alone = [index for index, (q, k) in enumerate(shapes) if q * k >= ALONE_PAIRS]
+        shared = [index for index, (q, k) in enumerate(shapes) if q * k < ALONE_PAIRS]
+        groups = _group_by_shape([shapes[index] for index in shared])
         position = self.forest.position_ids
-        # Keys stand in order of position, from the root on where no window cuts them off.
-        seen_by_all = 1 + min(int(position[block.queries[0]]) for block in blocks) if window is None else 0
-        distance = position[queries][:, :, None] - position[keys][:, None, seen_by_all:]
-        visible = (distance >= 0) & key_real[:, None, seen_by_all:]
-        if window is not None:
-            visible &= distance < window
-        bias = self._tensor(np.where(visible, np.float32(0), np.float32("-inf"))[:, :, None]).to(dtype)
-        pairs = queries.size * keys.shape[1]
-        if blocks[0].keys_at is not None:
-            first_query, first_key = int(queries[0, 0]), blocks[0].keys_at
-            of_queries = slice(first_query, first_query + queries.shape[1])
-            return Bucket(of_queries, slice(first_key, first_key + keys.shape[1]), bias, pairs)
-        padding = len(self.forest)
-        return Bucket(self._tensor(np.where(query_real, queries, padding)), self._tensor(place_of[keys]), bias, pairs)
+        buckets, padded_rows = [], []
+        for group in [[index] for index in alone] + [[shared[place] for place in group] for group in groups]:
+            query_rows, query_real = _padded([blocks[i][0] for i in group], QUERY_MULTIPLE if len(group) > 1 else 1)
+            key_rows, key_real = _padded([blocks[i][1] for i in group], KEY_MULTIPLE)
+            # Keys stand in order of position, from the root on where no window cuts them off.
+            seen_by_all = int(position[query_rows[:, 0]].min()) + 1 if window is None else 0
+            seen_by_all = seen_by_all // KEY_MULTIPLE * KEY_MULTIPLE
+            distance = position[query_rows][:, :, None] - position[key_rows][:, None, seen_by_all:]
+            visible = (distance >= 0) & key_real[:, None, seen_by_all:]
+            if window is not None:
+                visible &= distance < window
+            bias = self._tensor(np.where(visible, np.float32(0), np.float32("-inf"))[:, :, None]).to(dtype)
+            real = None if query_real.all() else self._tensor(query_real).to(dtype)
+            buckets.append(Bucket(self._tensor(query_rows), self._tensor(key_rows), real, bias))
+            padded_rows.append(np.where(query_real, query_rows, -1).ravel())
+        rows_in_order = np.concatenate(padded_rows)
+        inverse = np.empty(len(self.forest), np.int64)
+        inverse[rows_in_order[rows_in_order >= 0]] = np.flatnonzero(rows_in_order >= 0)
+        return Buckets(buckets, self._tensor(inverse))
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows of some queries, and of all keys that they see, in order of position.
-
-    A block that is to be alone has its keys as a slice of the key rows that begins at `keys_at`.
-    """
-
-    queries: np.ndarray
-    keys: np.ndarray
-    keys_at: int | None
-
-
-def _blocks(forest: Forest, window: int | None) -> tuple[list[_Block], np.ndarray, np.ndarray]:
-    """The queries in blocks, the rows of keys in an order that has the paths of large blocks as slices, and each row's
-    place in that order."""
-    blocks: list[_Block] = []
-    order: list[np.ndarray] = []
-    placed = 0
-    place_of = np.empty(len(forest), np.int64)
-    paths: dict[int, np.ndarray] = {-1: np.zeros(0, np.int64)}
-    latest, path_at = -1, 0  # the latest segment, and where its path begins if it is the end of `order`
-    starts, lengths, parents = (array.tolist() for array in (forest.start, forest.length, forest.parent))
-    for segment, (start, length, parent) in enumerate(zip(starts, lengths, parents, strict=True)):
-        own, before = np.arange(start, start + length), paths[parent]
-        path = np.concatenate([before, own])
+def _blocks(forest: Forest, window: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cut segments into blocks; each with all rows that its queries see, in order of position."""
+    blocks = []
+    ancestors: dict[int, np.ndarray] = {-1: np.zeros(0, np.int64)}
+    for segment, (start, length, parent) in enumerate(zip(forest.start, forest.length, forest.parent, strict=True)):
+        path = np.concatenate([ancestors[int(parent)], np.arange(start, start + length)])
         if forest.tout[segment] > segment + 1:
-            paths[segment] = path
-        cuts = [
-            (begin, end, 0 if window is None else max(0, begin - window + 1))
-            for begin, end in _cuts(len(before), len(path))
-        ]
-        large = [(end - begin) * (end - oldest) >= ALONE_PAIRS for begin, end, oldest in cuts]
-        if parent < 0:
-            path_at = placed
-        elif path_at < 0 or parent != latest:
-            path_at = placed if any(large) else -1
-            if any(large):
-                order.append(before)
-                placed += len(before)
-        latest = segment
-        for (begin, end, oldest), alone in zip(cuts, large, strict=True):
-            keys_at = path_at + oldest if alone else None
-            blocks.append(_Block(path[begin:end], path[oldest:end], keys_at))
-        order.append(own)
-        place_of[own] = np.arange(placed, placed + length)
-        placed += length
-    # A slice of keys may be padded beyond the last.
-    order.append(np.zeros(KEY_MULTIPLE, np.int64))
-    return blocks, np.concatenate(order), place_of
+            ancestors[segment] = path
+        for begin, end in _cuts(len(path) - int(length), len(path)):
+            oldest = 0 if window is None else max(0, begin - window + 1)
+            blocks.append((path[begin:end], path[oldest:end]))
+    return blocks
 
 
 def _cuts(begin: int, end: int) -> list[tuple[int, int]]:
