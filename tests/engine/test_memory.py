@@ -1,7 +1,6 @@
 """Memory that may still be taken, and what is kept of it: the machine's, and no more than a container allows."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -99,29 +98,3 @@ print(memory_bytes() - half)
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 20 * 2**20, "unbounded, four hundred shapes take 250 MiB"
-
-
-KEEPING = """
-import ctypes
-from tunewright.engine.memory import give_back_free_memory, keep_freed_memory
-libc = ctypes.CDLL("libc.so.6")
-libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-libc.free.argtypes = [ctypes.c_void_p]
-keep_freed_memory()
-blocks = [libc.malloc(16 * 2**20) for _ in range(160)]
-end = libc.sbrk(0)
-for block in blocks:
-    libc.free(block)
-print(end - libc.sbrk(0))
-give_back_free_memory()
-print(end - libc.sbrk(0))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
-def test_however_much_a_step_frees_is_kept_until_it_is_given_back() -> None:
-    """2.5 GiB that nothing is written to: more than the largest threshold that glibc can be told."""
-    out = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True).stdout
-    kept, given = map(int, out.split())
-    assert kept == 0
-    assert given > 2 * 2**30

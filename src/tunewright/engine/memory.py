@@ -74,13 +74,12 @@ def keep_freed_memory() -> None:
     """Let glibc keep what a step frees for the next step, from now on.
 
     By default it returns large blocks to the system at once, and each step then waits for fresh zeroed pages for all
-    its activations: up to a second on two cores, several where a step holds gigabytes. Other systems' allocators keep
-    it anyway.
+    its activations: up to a second on two cores. Other systems' allocators keep it anyway.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never; the largest number that it takes would be 2 GiB
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
