@@ -261,8 +261,10 @@ def memory_for(case: Case, tokens: int, **train: Any) -> float:
     prepared = case.prepared(case.config(**train))
     longest = int(prepared.train.lengths.max())
     most = max(map(distinct_tokens, steps(case.config(**train), prepared)))
-    low, high = (case.plan(case.config(**train, forest_tokens=count)).peak_bytes for count in (longest, most))
-    return (low + (high - low) * (tokens + 0.5 - longest) / (most - longest)) / planning.USABLE
+    # Of two lines, the forward's and the backward's, the higher one counts: here the one that does at `near`.
+    near = min(max(tokens, longest), most - 1)
+    low, high = (case.plan(case.config(**train, forest_tokens=count)).peak_bytes for count in (near, near + 1))
+    return (low + (high - low) * (tokens + 0.5 - near)) / planning.USABLE
 
 
 def test_less_memory_means_smaller_forests_until_one_example_no_longer_fits(

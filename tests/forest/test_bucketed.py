@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.forest.test_layout import long_sequences
 from tests.tiny import encoded, random_sequences
+from tunewright.forest import bucketed
 from tunewright.forest.attention import forest_attention, reference_attention
 from tunewright.forest.bucketed import bucketed_attention
 from tunewright.forest.build import Forest, build_forest
@@ -63,6 +64,18 @@ def test_equals_the_reference_in_the_types_of_training(dtype: torch.dtype, limit
         for actual, exact in zip(found, expected, strict=True):
             assert actual.dtype == exact.dtype == dtype
             assert float((actual.double() - exact.double()).norm() / exact.double().norm()) < limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_probabilities_and_those_computed_anew_are_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forest = build_forest(long_sequences())
+    results = []
+    for keys_per_row in (0, len(forest)):
+        monkeypatch.setattr(bucketed, "KEPT_KEYS_PER_ROW", keys_per_row)
+        results.append(both(forest, inputs(forest, 6, 2, 16, dtype), None)[0])
+    assert all(torch.equal(kept, anew) for kept, anew in zip(*results, strict=True))
 
 
 def test_one_token_sees_itself_alone() -> None:

@@ -6,17 +6,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.forest.paths import path_rows
 from tests.tiny import VOCABULARY, encoded, random_sequences
 from tunewright.data.examples import Encoded
 from tunewright.forest.build import Forest, build_forest
 from tunewright.forest.layout import (
-    BLOCK_ROWS,
+    ALONE_PAIRS,
     BUCKET_COST,
+    FEWEST_ROWS,
     KEY_MULTIPLE,
+    MOST_ROWS,
     QUERY_MULTIPLE,
+    Bucket,
     ForestLayout,
+    _cuts,
     _group_by_shape,
 )
 
@@ -24,10 +29,11 @@ WINDOWS = [None, 1, 3, 200]
 
 
 def long_sequences() -> list[Encoded]:
-    """A trunk longer than a block of queries, with branches that are longer than one too, and many short ones."""
+    """A trunk longer than a block of queries, with branches that are longer than two, and many short ones."""
     rng = np.random.default_rng(2)
-    trunk = rng.integers(3, VOCABULARY, BLOCK_ROWS + 22).tolist()
-    tails = [rng.integers(3, VOCABULARY, length).tolist() for length in (2 * BLOCK_ROWS + 1, BLOCK_ROWS, 1, 5, 5, 9)]
+    trunk = rng.integers(3, VOCABULARY, MOST_ROWS + 22).tolist()
+    lengths = (2 * MOST_ROWS + 1, 2 * MOST_ROWS + 14, MOST_ROWS, 1, 5, 5, 9)
+    tails = [rng.integers(3, VOCABULARY, length).tolist() for length in lengths]
     return [encoded(trunk + tail, [1.0] * (len(trunk) + len(tail))) for tail in tails]
 
 
@@ -62,24 +68,48 @@ def test_buckets_cover_each_row_once_and_show_what_the_mask_shows(window: int | 
         times = torch.zeros(len(forest), dtype=torch.int64)
         for bucket in buckets.buckets:
             n, q = bucket.query_rows.shape
-            assert bucket.bias.shape == (n, 1, 1, q, bucket.key_rows.shape[1])
+            k, masked = bucket.key_rows.shape[1], bucket.bias.shape[-1]
+            assert bucket.bias.shape == (n, q, 1, masked)
             assert bool(((bucket.bias == 0) | (bucket.bias == float("-inf"))).all())
-            visible = bucket.bias[:, 0, 0] == 0
+            visible = torch.ones(n, q, k, dtype=torch.bool)
+            visible[:, :, k - masked :] = bucket.bias[:, :, 0] == 0
             assert bool(visible.any(dim=-1).all())  # also padded queries, whose softmax would be NaN
-            for block in range(n):
-                for place in range(q):
-                    row = int(bucket.query_rows[block, place])
-                    keys = bucket.key_rows[block][visible[block, place]]
-                    assert len(keys) == len(set(keys.tolist()))  # no key counts twice, padding among them
-                    if bucket.query_real[block, place]:
-                        times[row] += 1
-                        seen[row, keys] = True
+            for block, place in itertools.product(range(n), range(q)):
+                row = int(bucket.query_rows[block, place])
+                keys = bucket.key_rows[block][visible[block, place]]
+                assert len(keys) == len(set(keys.tolist()))  # no key counts twice, padding among them
+                if is_real(bucket)[block, place]:
+                    times[row] += 1
+                    seen[row, keys] = True
         assert bool((times == 1).all())
         assert torch.equal(seen, expected)
         everything = torch.cat([bucket.query_rows.reshape(-1) for bucket in buckets.buckets])
         assert torch.equal(everything[buckets.inverse], torch.arange(len(forest)))
-        real = torch.cat([bucket.query_real.reshape(-1) for bucket in buckets.buckets])
-        assert bool((real[buckets.inverse] == 1).all())
+        real = torch.cat([is_real(bucket).reshape(-1) for bucket in buckets.buckets])
+        assert bool(real[buckets.inverse].all())
+
+
+def is_real(bucket: Bucket) -> Tensor:
+    """Bool [n, q]."""
+    return torch.ones_like(bucket.query_rows) == 1 if bucket.query_real is None else bucket.query_real == 1
+
+
+def test_large_blocks_stand_alone_and_their_masks_are_narrow() -> None:
+    buckets = ForestLayout(build_forest(long_sequences())).buckets(None, torch.float32).buckets
+    alone = [bucket for bucket in buckets if bucket.query_rows.numel() * bucket.key_rows.shape[1] >= ALONE_PAIRS]
+    assert any(len(bucket.query_rows) == 1 and bucket.query_real is None for bucket in alone)
+    for bucket in alone:
+        q = bucket.query_rows.shape[1]
+        assert bucket.bias.shape[-1] < q + 2 * KEY_MULTIPLE or len(bucket.query_rows) > 1
+
+
+def test_cuts_are_whole_and_grow_with_what_stands_before_them() -> None:
+    for begin, end in ((0, 1), (0, 49), (30, 700), (0, 3000)):
+        cuts = _cuts(begin, end)
+        assert [row for first, last in cuts for row in range(first, last)] == list(range(begin, end))
+        assert max(last - first for first, last in cuts) <= MOST_ROWS
+    sizes = [last - first for first, last in _cuts(0, 3000)]
+    assert sizes[0] <= FEWEST_ROWS < MOST_ROWS / 2 < sizes[-2]
 
 
 def test_no_other_grouping_costs_less() -> None:

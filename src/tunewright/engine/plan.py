@@ -306,8 +306,8 @@ def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> li
 
 
 def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
-    """Logits of a chunk twice and their narrow form, the head's weight narrowed by autocast, and where it is trained
-    its gradient, made in the forward, and what a chunk adds to that."""
+    """Logits of a chunk, their narrow form and the slope of a softcap, the head's weight narrowed by autocast, and where
+    it is trained its gradient, made in the forward, and what a chunk adds to that."""
     head: Tensor = plain_model(model).get_output_embeddings().weight
     compute = head.dtype if autocast is None else autocast
     narrowed = 0 if autocast is None else autocast.itemsize

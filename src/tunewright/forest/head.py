@@ -64,9 +64,9 @@ def edge_scores(hidden: Tensor, head: Head, edges: Edges, chunk_bytes: int | Non
     for rows, part in sweep.chunks:
         logits, _ = sweep.logits(rows)
         local, target = edges.row[part] - rows.start, edges.target[part]
-        _, log_sum = sweep.softmax(logits)
-        nll[part] = (log_sum[local] - logits[local, target]).double()
         best[part] = logits.argmax(dim=-1)[local] == target
+        chosen = logits[local, target]
+        nll[part] = (sweep.softmax_(logits)[local] - chosen).double()
     return nll, best
 
 
@@ -128,7 +128,6 @@ class Sweep:
         self._product = torch.empty(size, dtype=hidden.dtype, device=hidden.device)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         self._logits = self._product if wide == hidden.dtype else torch.empty(size, dtype=wide, device=hidden.device)
-        self._probabilities = torch.empty(size, dtype=wide, device=hidden.device)
 
     def nll(self, rows: slice, part: slice, differentiate: bool) -> tuple[Tensor, Tensor | None]:
         """Of one chunk the nll of each edge, float64 [e], and if wanted d(Σ weight · nll)/d(matrix product), [r, V].
@@ -138,12 +137,13 @@ class Sweep:
         edges = self.edges
         logits, slope = self.logits(rows)
         local, target, edge_weight = edges.row[part] - rows.start, edges.target[part], edges.weight[part]
-        grad, log_sum = self.softmax(logits)
-        nll = (log_sum[local] - logits[local, target]).double()
+        chosen = logits[local, target]
+        nll = (self.softmax_(logits)[local] - chosen).double()
         if not differentiate:
             return nll, None
+        grad = logits
         # d/dlogits of Σ w·nll is (Σ w) softmax - Σ w onehot, row by row.
-        row_weight = torch.zeros(len(logits), dtype=grad.dtype, device=grad.device)
+        row_weight = torch.zeros(len(grad), dtype=grad.dtype, device=grad.device)
         row_weight.index_add_(0, local, edge_weight.to(grad.dtype))
         grad.mul_(row_weight[:, None])
         grad.index_put_((local, target), -edge_weight.to(grad.dtype), accumulate=True)
@@ -161,20 +161,21 @@ class Sweep:
         slope = None
         if head.softcap is not None:
             logits.div_(head.softcap).tanh_()
-            slope = (1 - logits.square()).mul_(head.scale)
+            slope = logits.square().neg_().add_(1).mul_(head.scale)
             logits.mul_(head.softcap)
         elif head.scale != 1:
             slope = torch.full((1, 1), head.scale, dtype=logits.dtype, device=logits.device)
         return logits.mul_(head.scale) if head.scale != 1 else logits, slope
 
-    def softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities [r, V] and the log of the sum of exponentials [r].
+    def softmax_(self, logits: Tensor) -> Tensor:
+        """Write probabilities over the logits [r, V]; the log of the sum of exponentials [r].
 
         The sum follows from the likeliest token, whose probability is never tiny: on a CPU the softmax of
         torch computes exponentials several times faster than its logsumexp.
         """
-        probabilities = torch.softmax(logits, dim=-1, out=self._probabilities[: len(logits)])
-        return probabilities, logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
+        most = logits.amax(dim=-1)
+        torch.softmax(logits, dim=-1, out=logits)
+        return most - logits.amax(dim=-1).log()
 
     def narrow(self, grad: Tensor) -> Tensor:
         """`grad` in the type of the matrix products, written over the product of this chunk's forward."""

@@ -17,9 +17,11 @@ from tunewright.forest.head import Edges
 
 Backend = Literal["reference", "cpu", "flex"]
 
-# Queries per block at most: long enough for good matrix products, short enough that the causal half
-# of a block that is computed for nothing stays small.
-BLOCK_ROWS = 48
+# Queries per block: a quarter of the keys before them, between these. More make better matrix products, and a larger
+# causal half that is computed for nothing.
+FEWEST_ROWS, MOST_ROWS = 48, 192
+# A block of as many query-key pairs makes good products alone. Others share theirs with blocks of similar shape.
+ALONE_PAIRS = 20_000
 # Blocks are padded to multiples of these, which the vector units of CPUs like.
 QUERY_MULTIPLE, KEY_MULTIPLE = 8, 16
 # What one more bucket costs (about forty small operations), in query-key pairs of padding.
@@ -31,13 +33,13 @@ class Bucket:
     """n query blocks padded to `q` rows against their visible keys padded to `k` rows.
 
     `query_rows` [n, q] and `key_rows` [n, k] index forest rows; padding repeats a real row, and
-    `query_real` [n, q] is 1 for the rows that are none. `bias` [n, 1, 1, q, k] is 0 where visible
-    and -inf elsewhere. Both are of the type of the queries.
+    `query_real` [n, q] is 1 for the rows that are none, or None where all are real. `bias` [n, q, 1, m] is 0 where
+    visible and -inf elsewhere, for the last m keys; all keys before are visible. Both are of the type of the queries.
     """
 
     query_rows: Tensor
     key_rows: Tensor
-    query_real: Tensor
+    query_real: Tensor | None
     bias: Tensor
 
 
@@ -51,7 +53,7 @@ class Buckets:
     @property
     def padded_pairs(self) -> int:
         """Query-key pairs that are computed."""
-        return sum(bucket.bias.numel() for bucket in self.buckets)
+        return sum(bucket.query_rows.numel() * bucket.key_rows.shape[1] for bucket in self.buckets)
 
 
 def best_backend(device: torch.device) -> Backend:
@@ -126,19 +128,25 @@ class ForestLayout:
 
     def _make_buckets(self, window: int | None, dtype: torch.dtype) -> Buckets:
         blocks = _blocks(self.forest, window)
+        shapes = [(len(queries), len(keys)) for queries, keys in blocks]
+        alone = [index for index, (q, k) in enumerate(shapes) if q * k >= ALONE_PAIRS]
+        shared = [index for index, (q, k) in enumerate(shapes) if q * k < ALONE_PAIRS]
+        groups = _group_by_shape([shapes[index] for index in shared])
         position = self.forest.position_ids
         buckets, padded_rows = [], []
-        for group in _group_by_shape([(len(queries), len(keys)) for queries, keys in blocks]):
-            query_rows, query_real = _padded([blocks[index][0] for index in group], QUERY_MULTIPLE)
-            key_rows, key_real = _padded([blocks[index][1] for index in group], KEY_MULTIPLE)
-            distance = position[query_rows][:, :, None] - position[key_rows][:, None, :]
-            visible = (distance >= 0) & key_real[:, None, :]
+        for group in [[index] for index in alone] + [[shared[place] for place in group] for group in groups]:
+            query_rows, query_real = _padded([blocks[i][0] for i in group], QUERY_MULTIPLE if len(group) > 1 else 1)
+            key_rows, key_real = _padded([blocks[i][1] for i in group], KEY_MULTIPLE)
+            # Keys stand in order of position, from the root on where no window cuts them off.
+            seen_by_all = int(position[query_rows[:, 0]].min()) + 1 if window is None else 0
+            seen_by_all = seen_by_all // KEY_MULTIPLE * KEY_MULTIPLE
+            distance = position[query_rows][:, :, None] - position[key_rows][:, None, seen_by_all:]
+            visible = (distance >= 0) & key_real[:, None, seen_by_all:]
             if window is not None:
                 visible &= distance < window
-            bias = np.where(visible, np.float32(0), np.float32("-inf"))[:, None, None]
-            rows = self._tensor(query_rows), self._tensor(key_rows)
-            masks = (self._tensor(mask).to(dtype) for mask in (query_real, bias))
-            buckets.append(Bucket(*rows, *masks))
+            bias = self._tensor(np.where(visible, np.float32(0), np.float32("-inf"))[:, :, None]).to(dtype)
+            real = None if query_real.all() else self._tensor(query_real).to(dtype)
+            buckets.append(Bucket(self._tensor(query_rows), self._tensor(key_rows), real, bias))
             padded_rows.append(np.where(query_real, query_rows, -1).ravel())
         rows_in_order = np.concatenate(padded_rows)
         inverse = np.empty(len(self.forest), np.int64)
@@ -147,20 +155,29 @@ class ForestLayout:
 
 
 def _blocks(forest: Forest, window: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cut segments into blocks of about equal size; each with all rows that its queries see, in order of position."""
+    """Cut segments into blocks; each with all rows that its queries see, in order of position."""
     blocks = []
     ancestors: dict[int, np.ndarray] = {-1: np.zeros(0, np.int64)}
     for segment, (start, length, parent) in enumerate(zip(forest.start, forest.length, forest.parent, strict=True)):
         path = np.concatenate([ancestors[int(parent)], np.arange(start, start + length)])
         if forest.tout[segment] > segment + 1:
             ancestors[segment] = path
-        first = len(path) - length
-        size = -(-length // -(-length // BLOCK_ROWS))
-        for begin in range(first, len(path), size):
-            end = min(begin + size, len(path))
+        for begin, end in _cuts(len(path) - int(length), len(path)):
             oldest = 0 if window is None else max(0, begin - window + 1)
             blocks.append((path[begin:end], path[oldest:end]))
     return blocks
+
+
+def _cuts(begin: int, end: int) -> list[tuple[int, int]]:
+    """Stretches of the positions from `begin` to `end`, larger ones where more keys stand before them."""
+    cuts = []
+    while begin < end:
+        size = min(MOST_ROWS, max(FEWEST_ROWS, begin // 4))
+        count = -(-(end - begin) // size)
+        size = min(end - begin, _round_up(-(-(end - begin) // count), QUERY_MULTIPLE))
+        cuts.append((begin, begin + size))
+        begin += size
+    return cuts
 
 
 def _group_by_shape(shapes: list[tuple[int, int]]) -> list[list[int]]:
