@@ -208,7 +208,7 @@ def test_the_peak_of_full_tuning_is_what_a_step_takes(
         (backward,) = ledger.take()
     took = max(forward.most, forward.growth + backward.most)
     foretold = plan.activation_bytes + plan.temporary_bytes
-    assert foretold == pytest.approx(took, rel=0.1)
+    assert 0.98 * took < foretold < 1.12 * took
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral-window", "mixtral", "gemma2", "gemma3"])

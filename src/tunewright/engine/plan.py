@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunewright.config.schema import RunConfig
@@ -37,7 +37,7 @@ from tunewright.forest.attention import FOREST_ATTENTION, register_forest_attent
 from tunewright.forest.build import build_forest, distinct_tokens
 from tunewright.forest.head import usual_chunk_bytes
 from tunewright.forest.layout import best_backend
-from tunewright.forest.model import plain_model
+from tunewright.forest.model import ForestModel, plain_model
 from tunewright.models.adapters import add_lora
 from tunewright.models.dtype import choose_dtype
 from tunewright.models.fused import Fused, fuse_blocks
@@ -306,13 +306,14 @@ def _largest_step(train: EncodedSet, sampler: Sampler, totals: np.ndarray) -> li
 
 
 def _head_bytes(model: Tuned, autocast: torch.dtype | None) -> int:
-    """Logits of a chunk, their narrow form and the slope of a softcap, the head's weight narrowed by autocast, and where
+    """Logits of a chunk, their narrow form and what a softcap needs, the head's weight narrowed by autocast, and where
     it is trained its gradient, made in the forward, and what a chunk adds to that."""
-    head: Tensor = plain_model(model).get_output_embeddings().weight
-    compute = head.dtype if autocast is None else autocast
+    head = ForestModel(model).head
+    compute = head.weight.dtype if autocast is None else autocast
     narrowed = 0 if autocast is None else autocast.itemsize
-    gradient = 4 + compute.itemsize if head.requires_grad else 0
-    return 3 * usual_chunk_bytes(len(head)) + (narrowed + gradient) * head.numel()
+    gradient = 4 + compute.itemsize if head.weight.requires_grad else 0
+    chunks = 2 if head.softcap is None else 3
+    return chunks * usual_chunk_bytes(len(head.weight)) + (narrowed + gradient) * head.weight.numel()
 
 
 def _flops(model: Tuned, loss_rows: float) -> Flops:
