@@ -35,6 +35,7 @@ CONTESTANTS = {
     for objective, peers in PEERS.items()
 }
 CONTESTANTS["dpo"] += (f"{OURS}-precomputed", "trl-precomputed", "trl-nockpt-precomputed")
+SMOOTHED = 4  # steps whose mean loss is compared with --target-loss, since some batches are easier than others
 DPO_LINE = (
     f"- objective: DPO, sigmoid loss, β {BETA}; a sample is a pair, and the reference the untrained model, computed in "
     "each step (…-precomputed: before the first, in the start-up)"
@@ -69,6 +70,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="samples a step, for all (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of each contestant (%(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="first steps that are not counted (%(default)s)")
+    parser.add_argument(
+        "--target-loss", type=float, help=f"tell when the mean loss of {SMOOTHED} steps is at most this, for all"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="constant, for all (%(default)s)")
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="of the frozen weights"
@@ -110,6 +114,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         )
     if not 0 <= options.warmup < options.steps:
         raise UsageError(f"--warmup is {options.warmup} of {options.steps} steps; leave at least one step to count")
+    if options.target_loss is not None and options.steps < SMOOTHED:
+        raise UsageError(f"--steps is {options.steps}; --target-loss looks at the mean of {SMOOTHED} steps")
     known, base = CONTESTANTS[options.objective], BASELINE[options.objective]
     options.contestants = options.contestants or [OURS, base, f"{base}-nockpt"]
     for name in options.contestants:
@@ -143,7 +149,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "per_step": per_step,
         "floor": floor,
         "contestants": {
-            name: measures(run, counted, options.batch_size, per_step, floor["seconds"]) for name, run in runs.items()
+            name: measures(run, counted, options.batch_size, per_step, floor["seconds"])
+            | {"target_seconds": seconds_to_loss(run, options.target_loss)}
+            for name, run in runs.items()
         },
     }
 
@@ -186,6 +194,18 @@ def measures(
     }
 
 
+def seconds_to_loss(run: dict[str, Any], target: float | None) -> float | None:
+    """Seconds from the launch to the end of the first step with which the mean loss of `SMOOTHED` is at most `target`.
+
+    In the first epoch the rows of a step are new to the model, so this is the loss on rows that were not trained on.
+    """
+    losses = run["losses"]
+    for step in range(SMOOTHED, len(losses) + 1) if target is not None else ():
+        if statistics.mean(losses[step - SMOOTHED : step]) <= target:
+            return float(run["startup_seconds"] + sum(run["step_seconds"][:step]))
+    return None
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """The report: what was done, the measures, the floor, the loss curves; tables that also read in a terminal."""
     settings, floor, runs, per_step = (results[key] for key in ("settings", "floor", "contestants", "per_step"))
@@ -210,7 +230,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         f"{results['load_before']:.1f}",
         *(f"- versions of {peer}: {', '.join(found)}" for peer, found in _versions(runs).items()),
         "",
-        *_table(["", *runs], _measure_rows(runs, baseline)),
+        *_table(["", *runs], _measure_rows(runs, baseline) + _target_rows(runs, settings["target_loss"])),
         "",
         f"Floor: the matrix products that a step can't do without take {floor['seconds']:.3f} s alone, "
         f"{settings['batch_size'] / floor['seconds']:.1f} samples/s at {rate:,.0f} GFLOP/s ({dtype}, model's shapes).",
@@ -249,6 +269,14 @@ def _measure_rows(runs: dict[str, dict[str, Any]], baseline: str) -> list[list[s
         row("step over its floor", "step_over_floor", ".2f"),
         row("CPU time got, of what its threads could", "cpu_share", ".0%"),
     ]
+
+
+def _target_rows(runs: dict[str, dict[str, Any]], target: float | None) -> list[list[str]]:
+    if target is None:
+        return []
+    reached = (run["target_seconds"] for run in runs.values())
+    cells = ("not reached" if seconds is None else f"{seconds:.1f}" for seconds in reached)
+    return [[f"wall clock to a loss of {target:g}, s", *cells]]
 
 
 def _versions(runs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:

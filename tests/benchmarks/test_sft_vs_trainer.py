@@ -31,8 +31,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     # 5 steps of 8 pass the end of the 30 rows, and the high rate makes wrong gradients show in the next loss.
     work = ("--data", "rows.json", "--system", "You keep a lighthouse.", "--max-length", "512", "--batch-size", "8")
-    length = ("--steps", "5", "--warmup", "1", "--learning-rate", "1e-2", "--output", "out/results.json")
-    done = run_benchmark(folder, *work, *length)
+    length = ("--steps", "5", "--warmup", "1", "--learning-rate", "1e-2", "--target-loss", "99")
+    done = run_benchmark(folder, *work, *length, "--output", "out/results.json")
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "results.md").read_text("utf-8").strip() == done.stdout.strip()
     text = (folder / "out" / "results.json").read_text("utf-8")
@@ -59,6 +59,7 @@ def test_the_numbers_fit_together(results: dict[str, Any]) -> None:
         assert len(run["step_seconds"]) == 5
         assert run["startup_seconds"] + sum(run["step_seconds"]) == pytest.approx(run["wall_seconds"])
         assert run["samples_per_second_overall"] == pytest.approx(8 * 4 / sum(run["step_seconds"][1:]))
+        assert run["target_seconds"] == pytest.approx(run["startup_seconds"] + sum(run["step_seconds"][:4]))
         assert run["step_over_floor"] > 1
         assert run["peak_memory_bytes"] > 2**26
     assert results["contestants"]["tunewright"]["computed_tokens"] == step["distinct_tokens"]
@@ -71,6 +72,7 @@ def test_the_numbers_fit_together(results: dict[str, Any]) -> None:
     [
         (("--batch-size", "6"), "a multiple of it"),
         (("--steps", "2"), "at least one step"),
+        (("--steps", "3", "--target-loss", "2"), "the mean of 4 steps"),
         (("--data", "nowhere.json"), "nowhere.json"),
     ],
 )
@@ -80,3 +82,14 @@ def test_unusable_options_end_it_at_once(tmp_path: Path, options: tuple[str, ...
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_target_is_reached_when_four_steps_are_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    from sft_vs_trainer import seconds_to_loss
+
+    run = {"startup_seconds": 5.0, "step_seconds": [1.0] * 7, "losses": [4.0, 1.0, 4.0, 4.0, 3.0, 3.0, 2.0]}
+    assert seconds_to_loss(run, 3.3) == 5 + 4  # 13 / 4
+    assert seconds_to_loss(run, 3.0) == 5 + 5  # 12 / 4
+    assert seconds_to_loss(run, 2.9) is None
+    assert seconds_to_loss(run, None) is None
