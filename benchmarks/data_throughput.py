@@ -60,10 +60,12 @@ def parse_options() -> argparse.Namespace:
 
 def require_peer(options: argparse.Namespace) -> None:
     """Ends the program where the peer is asked for and cannot run: after an hour would be late."""
+    if not options.peer_rows:
+        return
     found = subprocess.run(
         [options.peer_python, "-c", "import datasets, transformers"], capture_output=True, check=False
     )
-    if options.peer_rows and found.returncode:
+    if found.returncode:
         raise SystemExit(
             f"{options.peer_python} has no `datasets`, which the peer needs: install the extra bench, name another "
             "Python by --peer-python, or do without by --peer-rows 0"

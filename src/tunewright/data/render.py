@@ -39,8 +39,9 @@ class Renderer:
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         environment = _environment()
-        self._template = environment.from_string(source)
-        self._contents = read_contents(environment.parse(source))
+        tree = environment.parse(source)
+        self._contents = read_contents(tree)
+        self._template = environment.from_string(tree)
         self._skeletons: dict[tuple[bool, Shape], Skeleton] = {}
         self._variables = {**environment.globals, **variables}
 

@@ -81,8 +81,9 @@ class WordTokenizer:
     def __init__(self, backend: "Tokenizer") -> None:
         from tokenizers import Tokenizer
 
-        state = json.loads(backend.to_str())
-        self._backend = Tokenizer.from_str(backend.to_str())
+        written = backend.to_str()
+        state = json.loads(written)
+        self._backend = Tokenizer.from_str(written)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._model = self._backend.model
